@@ -1,0 +1,1 @@
+"""Large World Model: one transformer over long text, images and video."""

@@ -1,0 +1,96 @@
+"""Tensors declared once: shape, logical axes and initializer. Everything else is a `tree.map` over the declaration.
+
+A declaration is the same dataclass pytree as the parameters, with a `Parameter` where an array will be.
+"""
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from lwm.core.errors import UserError
+from lwm.core.mesh import LOGICAL_AXES, sharding
+
+Tree = TypeVar("Tree")
+Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor: its shape, the logical name of each axis (see `core.mesh`), and how it starts."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Initializer
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"shape {self.shape} and axes {self.axes} differ in rank")
+
+
+def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """For norm scales."""
+    return jnp.ones(shape, dtype)
+
+
+def normal(standard_deviation: float) -> Initializer:
+    """Gaussian with a given standard deviation."""
+    return lambda key, shape, dtype: standard_deviation * jax.random.normal(key, shape, dtype)
+
+
+def _is_declared(leaf: object) -> bool:
+    return isinstance(leaf, Parameter)
+
+
+def abstract(declaration: Tree, dtype: jnp.dtype, mesh: Mesh | None = None) -> Tree:
+    """Shapes, dtypes and (with a mesh) shardings, with no memory behind them."""
+
+    def leaf(parameter: Parameter) -> jax.ShapeDtypeStruct:
+        placed = None if mesh is None else sharding(mesh, *parameter.axes)
+        return jax.ShapeDtypeStruct(parameter.shape, dtype, sharding=placed)
+
+    return jax.tree.map(leaf, declaration, is_leaf=_is_declared)
+
+
+def shardings(declaration: Tree, mesh: Mesh) -> Tree:
+    """The sharding of each tensor.
+
+    Raises:
+        UserError: a tensor's axis is not divisible by the mesh axes it is split over.
+    """
+
+    def leaf(path: tuple, parameter: Parameter) -> NamedSharding:
+        for size, name in zip(parameter.shape, parameter.axes, strict=True):
+            ways = math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[name]) if name else 1
+            if size % ways:
+                where = jax.tree_util.keystr(path, simple=True, separator=".")
+                over = " x ".join(LOGICAL_AXES[name])
+                raise UserError(f"{where}: its {name} axis of {size} is not divisible by {ways}, the mesh's {over}")
+        return sharding(mesh, *parameter.axes)
+
+    return jax.tree.map_with_path(leaf, declaration, is_leaf=_is_declared)
+
+
+def init(declaration: Tree, key: jax.Array, dtype: jnp.dtype) -> Tree:
+    """Draw the parameters. A tensor's values depend on `key` and its path only, never on the mesh or its siblings."""
+
+    def leaf(path: tuple, parameter: Parameter) -> jax.Array:
+        own_key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
+        return parameter.init(own_key, parameter.shape, dtype)
+
+    return jax.tree.map_with_path(leaf, declaration, is_leaf=_is_declared)
+
+
+def init_sharded(declaration: Tree, key: jax.Array, dtype: jnp.dtype, mesh: Mesh) -> Tree:
+    """`init`, each device drawing only its own share."""
+    return jax.jit(lambda key: init(declaration, key, dtype), out_shardings=shardings(declaration, mesh))(key)
+
+
+def count(declaration: Tree) -> int:
+    """Number of scalars."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(declaration, is_leaf=_is_declared))

@@ -1,0 +1,42 @@
+"""One id space for text and vision: text ids at [0, text_size), vision ids after them.
+
+A token alone says its modality. A text-only model has a vision part of size 0. LWM's vision part is 8448 ids:
+8192 codes, then `end_of_frame` (after every frame but the last), `end_of_vision` (after the last), then spare.
+"""
+
+from dataclasses import dataclass
+
+import jax
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """Sizes and special ids; `text_size` counts every text id, special ones included."""
+
+    text_size: int
+    vision_size: int = 0
+    num_codes: int = 0
+    tokens_per_frame: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
+
+    def __post_init__(self) -> None:
+        if self.vision_size and self.vision_size < self.num_codes + 2:
+            raise ValueError(f"vision_size {self.vision_size} has no room for {self.num_codes} codes, end of frame and end of vision")
+
+    @property
+    def size(self) -> int:
+        """Ids in all, text and vision: the rows of the embedding."""
+        return self.text_size + self.vision_size
+
+    @property
+    def end_of_frame(self) -> int:
+        return self.text_size + self.num_codes
+
+    @property
+    def end_of_vision(self) -> int:
+        return self.text_size + self.num_codes + 1
+
+    def is_vision(self, ids: jax.Array) -> jax.Array:
+        """Which ids are codes or frame marks, elementwise."""
+        return ids >= self.text_size
