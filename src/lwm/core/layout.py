@@ -26,7 +26,9 @@ def order(layout: Layout, num_tokens: int, num_shards: int) -> np.ndarray:
     """
     chunks = num_shards if layout == "contiguous" else 2 * num_shards
     if num_tokens % chunks:
-        raise UserError(f"sequence length {num_tokens} is not divisible by {chunks}, which the {layout} layout needs over sp={num_shards}")
+        raise UserError(
+            f"sequence length {num_tokens} is not divisible by {chunks}, the {layout} chunks of sp={num_shards}"
+        )
     if layout == "contiguous":
         return np.arange(num_tokens)
     pieces = np.arange(num_tokens).reshape(chunks, -1)

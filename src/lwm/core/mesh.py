@@ -20,6 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lwm.core.errors import UserError
 
 AXES = ("dp", "fsdp", "tp", "sp")
+#: the axis along which attention passes keys and values, or partial results, between devices
+SEQUENCE_AXIS = "sp"
 
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("dp", "fsdp"),
@@ -69,7 +71,9 @@ class MeshShape:
     def __post_init__(self) -> None:
         sizes = self.sizes
         if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
-            raise UserError(f"mesh {self}: each size must be positive, and at most one may be -1 (the remaining devices)")
+            raise UserError(
+                f"mesh {self}: each size must be positive, and at most one may be -1 (the remaining devices)"
+            )
 
     def __str__(self) -> str:
         return ",".join(f"{axis}={size}" for axis, size in zip(AXES, self.sizes, strict=True))
@@ -87,7 +91,9 @@ class MeshShape:
         known = math.prod(size for size in self.sizes if size != -1)
         sizes = tuple(num_devices // known if size == -1 else size for size in self.sizes)
         if math.prod(sizes) != num_devices:
-            raise UserError(f"mesh {self} does not divide the {num_devices} devices here: choose sizes whose product is {num_devices}")
+            raise UserError(
+                f"mesh {self} does not fit the {num_devices} devices here: choose sizes whose product is {num_devices}"
+            )
         return MeshShape(*sizes)
 
 
@@ -111,7 +117,9 @@ def spec(*logical: str | None) -> PartitionSpec:
     unknown = [name for name in logical if name is not None and name not in LOGICAL_AXES]
     used = [axis for entry in entries for axis in entry]
     if unknown or len(used) != len(set(used)):
-        raise ValueError(f"axes {logical}: unknown {unknown}" if unknown else f"axes {logical} collide on the mesh: {used}")
+        raise ValueError(
+            f"axes {logical}: unknown {unknown}" if unknown else f"axes {logical} collide on the mesh: {used}"
+        )
     return PartitionSpec(*(entry or None for entry in entries))
 
 
@@ -127,10 +135,18 @@ def axis_size(logical: str) -> int:
 
 
 def constrain(array: jax.Array, *logical: str | None) -> jax.Array:
-    """Pin the sharding of an intermediate value; outside any mesh it is returned as it is."""
+    """Pin the sharding of an intermediate value; outside any mesh it is returned as it is.
+
+    An axis of length 1 (the one token of a decoding step, a batch of one) is never split.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return array
-    return jax.lax.with_sharding_constraint(array, spec(*logical))
+    return jax.lax.with_sharding_constraint(array, spec(*splittable(array.shape, logical)))
+
+
+def splittable(shape: tuple[int, ...], logical: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """The logical names, without those of axes of length 1."""
+    return tuple(None if size == 1 else name for size, name in zip(shape, logical, strict=True))
 
 
 def require_divisible(what: str, size: int, logical: str) -> None:

@@ -7,17 +7,19 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 
 from lwm.core.errors import UserError
-from lwm.core.mesh import LOGICAL_AXES, sharding
+from lwm.core.mesh import LOGICAL_AXES, constrain, sharding
 
 Tree = TypeVar("Tree")
-Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
+Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Parameter:
             raise ValueError(f"shape {self.shape} and axes {self.axes} differ in rank")
 
 
-def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+def ones(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     """For norm scales."""
     return jnp.ones(shape, dtype)
 
@@ -47,7 +49,7 @@ def _is_declared(leaf: object) -> bool:
     return isinstance(leaf, Parameter)
 
 
-def abstract(declaration: Tree, dtype: jnp.dtype, mesh: Mesh | None = None) -> Tree:
+def abstract(declaration: Tree, dtype: DTypeLike, mesh: Mesh | None = None) -> Tree:
     """Shapes, dtypes and (with a mesh) shardings, with no memory behind them."""
 
     def leaf(parameter: Parameter) -> jax.ShapeDtypeStruct:
@@ -66,17 +68,18 @@ def shardings(declaration: Tree, mesh: Mesh) -> Tree:
 
     def leaf(path: tuple, parameter: Parameter) -> NamedSharding:
         for size, name in zip(parameter.shape, parameter.axes, strict=True):
-            ways = math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[name]) if name else 1
+            axes = LOGICAL_AXES[name] if name else ()
+            ways = math.prod(mesh.shape[axis] for axis in axes)
             if size % ways:
                 where = jax.tree_util.keystr(path, simple=True, separator=".")
-                over = " x ".join(LOGICAL_AXES[name])
+                over = " x ".join(axes)
                 raise UserError(f"{where}: its {name} axis of {size} is not divisible by {ways}, the mesh's {over}")
         return sharding(mesh, *parameter.axes)
 
     return jax.tree.map_with_path(leaf, declaration, is_leaf=_is_declared)
 
 
-def init(declaration: Tree, key: jax.Array, dtype: jnp.dtype) -> Tree:
+def init(declaration: Tree, key: jax.Array, dtype: DTypeLike) -> Tree:
     """Draw the parameters. A tensor's values depend on `key` and its path only, never on the mesh or its siblings."""
 
     def leaf(path: tuple, parameter: Parameter) -> jax.Array:
@@ -86,7 +89,7 @@ def init(declaration: Tree, key: jax.Array, dtype: jnp.dtype) -> Tree:
     return jax.tree.map_with_path(leaf, declaration, is_leaf=_is_declared)
 
 
-def init_sharded(declaration: Tree, key: jax.Array, dtype: jnp.dtype, mesh: Mesh) -> Tree:
+def init_sharded(declaration: Tree, key: jax.Array, dtype: DTypeLike, mesh: Mesh) -> Tree:
     """`init`, each device drawing only its own share."""
     return jax.jit(lambda key: init(declaration, key, dtype), out_shardings=shardings(declaration, mesh))(key)
 
@@ -94,3 +97,34 @@ def init_sharded(declaration: Tree, key: jax.Array, dtype: jnp.dtype, mesh: Mesh
 def count(declaration: Tree) -> int:
     """Number of scalars."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(declaration, is_leaf=_is_declared))
+
+
+def gather(declaration: Tree, params: Tree, dtype: DTypeLike) -> Tree:
+    """The weights as the model uses them: in `dtype`, whole along the axes that are split only to store them.
+
+    The gradient goes back to the stored split, so that it is reduced and scattered in one step. A layer taken out
+    of a stack lacks the stack's leading axis; its declaration still has it.
+    """
+
+    def leaf(parameter: Parameter, array: jax.Array) -> jax.Array:
+        axes = parameter.axes[len(parameter.axes) - array.ndim :]
+        return _gather(array, axes, jnp.dtype(dtype), array.dtype)
+
+    return jax.tree.map(leaf, declaration, params, is_leaf=_is_declared)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(array: jax.Array, axes: tuple[str | None, ...], dtype: DTypeLike, stored: DTypeLike) -> jax.Array:
+    in_use = constrain(array.astype(dtype), *axes)
+    return constrain(in_use, *(None if name == "embed" else name for name in axes))
+
+
+def _gather_forward(array: jax.Array, axes: tuple, dtype: DTypeLike, stored: DTypeLike) -> tuple[jax.Array, None]:
+    return _gather(array, axes, dtype, stored), None
+
+
+def _gather_backward(axes: tuple, dtype: DTypeLike, stored: DTypeLike, _: None, gradient: jax.Array) -> tuple:
+    return (constrain(gradient, *axes).astype(stored),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)

@@ -22,7 +22,9 @@ class Vocab:
 
     def __post_init__(self) -> None:
         if self.vision_size and self.vision_size < self.num_codes + 2:
-            raise ValueError(f"vision_size {self.vision_size} has no room for {self.num_codes} codes, end of frame and end of vision")
+            raise ValueError(
+                f"vision_size {self.vision_size} has no room for {self.num_codes} codes, end of frame and end of vision"
+            )
 
     @property
     def size(self) -> int:
