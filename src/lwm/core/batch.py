@@ -6,10 +6,12 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from lwm.core.pytree import pytree
+
 Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Batch:
     """Packed rows of examples, next-token targets already aligned with the tokens that predict them.

@@ -1,0 +1,153 @@
+"""What a model is (`ModelConfig`), how it is computed (`Compute`), and the sizes LWM defined."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from lwm.attention import AttentionConfig
+from lwm.core.errors import UserError
+from lwm.core.mesh import require_divisible
+from lwm.core.vocab import Vocab
+
+Remat = Literal["none", "attention", "full"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Llama-style decoder. Everything here changes what the model computes; nothing here says how or where."""
+
+    vocab: Vocab
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    #: the longest sequence, in tokens, that the model was trained to read
+    max_context: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.head_width % 2:
+            raise UserError(f"head_width {self.head_width} is odd: rotary positions turn pairs of features")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary for `config.json`; the vocabulary is a block of its own."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ModelConfig":
+        """Inverse of `to_json`.
+
+        Raises:
+            UserError: names the field that is missing or unknown.
+        """
+        vocab = _build(Vocab, values.get("vocab"), "vocab")
+        return _build(cls, {**values, "vocab": vocab}, "model")
+
+    def require_fits(self) -> None:
+        """Refuse a mesh (the one in force) that cannot split this model evenly.
+
+        Raises:
+            UserError: names the first quantity that does not divide.
+        """
+        require_divisible("num_heads", self.num_heads, "heads")
+        require_divisible("num_kv_heads", self.num_kv_heads, "kv_heads")
+        require_divisible("intermediate_size", self.intermediate_size, "ffn")
+        require_divisible("vocabulary size", self.vocab.size, "vocab")
+        require_divisible("hidden_size", self.hidden_size, "embed")
+
+
+def _build(cls: type, values: object, block: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"the {block} block of the model's config is missing or is not an object")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    required = {name for name, f in known.items() if f.default is dataclasses.MISSING}
+    if problems := [f"unknown field {name!r}" for name in values.keys() - known] + [
+        f"missing field {name!r}" for name in required - values.keys()
+    ]:
+        raise UserError(f"the {block} block of the model's config has {', '.join(sorted(problems))}")
+    for name, value in values.items():
+        kind = known[name].type
+        if kind in (int, float, bool) and (isinstance(value, bool) != (kind is bool) or not isinstance(value, int | kind)):
+            raise UserError(f"the {block} block of the model's config has {name}={value!r}, which is not {kind.__name__}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"the {block} block of the model's config: {error}") from None
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a model is computed: precision, attention backend, chunk lengths, what is recomputed in the backward pass."""
+
+    #: of activations and of the weights' copies in use; master weights, statistics and angles are always fp32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    #: tokens of a device's share that pass the feed-forward layer at a time; memory falls with it, results do not change
+    ffn_chunk: int = 2048
+    #: the same for the loss, whose logits are [chunk, V]
+    loss_chunk: int = 1024
+    #: what the backward pass recomputes: "none" of the layer, all but "attention", or the "full" layer
+    remat: Remat = "full"
+
+    @property
+    def jax_dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.dtype)
+
+
+def _llama(hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, eps: float = 1e-6) -> ModelConfig:
+    return ModelConfig(
+        vocab=Vocab(text_size=32_000),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_width=hidden_size // num_heads,
+        rms_norm_eps=eps,
+    )
+
+
+#: LWM's sizes (its released configuration file), and the one this package carries.
+SIZES: dict[str, ModelConfig] = {
+    "debug": _llama(256, 256, 2, 2),
+    "200m": _llama(1024, 2048, 14, 8),
+    "1b": _llama(2048, 5504, 22, 16),
+    "3b": _llama(3200, 8640, 26, 32),
+    "7b": _llama(4096, 11008, 32, 32),
+    "13b": _llama(5120, 13824, 40, 40),
+    "30b": _llama(6656, 17920, 60, 52),
+    "65b": _llama(8192, 22016, 80, 64, eps=1e-5),
+    "nano": ModelConfig(
+        vocab=Vocab(text_size=2048),
+        hidden_size=128,
+        intermediate_size=352,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=4,
+        head_width=32,
+        tie_word_embeddings=True,
+    ),
+}
+
+#: Rotary base per context length, as LWM lengthened its text models (paper, table 11).
+ROPE_THETA: dict[int, float] = {32_768: 1e6, 131_072: 1e7, 262_144: 1e7, 524_288: 2.5e7, 1_048_576: 5e7}
+
+
+def lengthen(config: ModelConfig, max_context: int, rope_theta: float | None = None) -> ModelConfig:
+    """The same model for a longer context, with the rotary base that LWM used there (or the one given).
+
+    Raises:
+        UserError: the length has no base in the table and none is given.
+    """
+    theta = ROPE_THETA.get(max_context) if rope_theta is None else rope_theta
+    if theta is None:
+        raise UserError(f"no rope_theta is known for a context of {max_context}: give one (known: {ROPE_THETA})")
+    return dataclasses.replace(config, max_context=max_context, rope_theta=theta)

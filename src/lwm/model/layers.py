@@ -1,0 +1,140 @@
+"""The decoder's layers as functions of their parameters: RMSNorm, rotary positions, attention, SwiGLU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lwm.core.mesh import axis_size, constrain
+from lwm.core.params import Parameter, normal, ones
+from lwm.core.pytree import pytree
+from lwm.model.config import Compute, ModelConfig
+
+
+@pytree
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer's tensors; in a model every one has a leading axis of L layers. Kernels are (in, out)."""
+
+    attention_norm: Any  # D
+    query: Any  # D H h
+    key: Any  # D K h
+    value: Any  # D K h
+    output: Any  # H h D
+    ffn_norm: Any  # D
+    gate: Any  # D F
+    up: Any  # D F
+    down: Any  # F D
+
+
+def declare_layers(config: ModelConfig) -> Layer:
+    """All L layers, stacked. Matrices start at 1/sqrt(fan in): at LWM's 0.02 a small model does not learn to copy."""
+    layers, D, F = config.num_layers, config.hidden_size, config.intermediate_size
+    H, K, h = config.num_heads, config.num_kv_heads, config.head_width
+
+    def matrix(fan_in: int, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Parameter:
+        return Parameter((layers, *shape), ("layers", *axes), normal(fan_in**-0.5))
+
+    norm = Parameter((layers, D), ("layers", None), ones)
+    return Layer(
+        attention_norm=norm,
+        query=matrix(D, (D, H, h), ("embed", "heads", None)),
+        key=matrix(D, (D, K, h), ("embed", "kv_heads", None)),
+        value=matrix(D, (D, K, h), ("embed", "kv_heads", None)),
+        output=matrix(H * h, (H, h, D), ("heads", None, "embed")),
+        ffn_norm=norm,
+        gate=matrix(D, (D, F), ("embed", "ffn")),
+        up=matrix(D, (D, F), ("embed", "ffn")),
+        down=matrix(F, (F, D), ("ffn", "embed")),
+    )
+
+
+def rms_norm(x: Float[Array, "*rows D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*rows D"]:
+    """Root mean square norm (Zhang & Sennrich 2019), computed in fp32, returned in x's dtype."""
+    wide = x.astype(jnp.float32)
+    inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * inverse_rms * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rotary_angles(positions: Int[Array, "B T"], head_width: int, theta: float) -> Float[Array, "B T h_half"]:
+    """Angle in radians, within half a turn of 0, of each feature pair at each position (Su et al. 2021, eq. 15).
+
+    An fp32 product `position * frequency` is off by 0.06 at position 1,000,000, and a bf16 one by whole turns at
+    position 300. Here the frequency is a fixed-point fraction of a turn, so that wrapping integer multiplication
+    drops the whole turns exactly, and the angle is right to fp32's last digits at any position.
+    """
+    turns = theta ** (-np.arange(0, head_width, 2) / head_width) / (2 * np.pi) * 2.0**32
+    coarse = np.floor(turns)
+    wrapped = positions[..., None].astype(jnp.uint32) * coarse.astype(np.uint32)
+    remainder = positions[..., None].astype(jnp.float32) * (turns - coarse).astype(np.float32)
+    centred = jax.lax.bitcast_convert_type(wrapped, jnp.int32).astype(jnp.float32)
+    return (centred + remainder) * np.float32(2 * np.pi / 2.0**32)
+
+
+def rotate(x: Float[Array, "B T H h"], angles: Float[Array, "B T h_half"]) -> Float[Array, "B T H h"]:
+    """Turn the interleaved feature pairs (x0, x1), (x2, x3), ... by `angles`: LWM's order of rotary features."""
+    cosine, sine = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    wide = x.astype(jnp.float32)
+    even, odd = wide[..., 0::2], wide[..., 1::2]
+    turned = jnp.stack([even * cosine - odd * sine, even * sine + odd * cosine], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def over_token_chunks(
+    function: Callable[[Any], Float[Array, "B chunk ..."]], inputs: Any, chunk: int
+) -> Float[Array, "B T ..."]:
+    """Apply a per-token `function` to chunks of T, so that its inner width times T never exists.
+
+    Each device cuts its own share of the tokens; the inner values are recomputed in the backward pass.
+    """
+    batch, num_tokens = jax.tree.leaves(inputs)[0].shape[:2]
+    shards = axis_size("tokens")
+    share = num_tokens // shards
+    if num_tokens % shards or share <= chunk:
+        return function(inputs)
+    pieces = -(-share // chunk)
+    padding = pieces * chunk - share
+
+    def cut(x: Array) -> Array:
+        x = x.reshape(batch, shards, share, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 3))
+        x = jnp.moveaxis(x.reshape(batch, shards, pieces, chunk, *x.shape[3:]), 2, 0)
+        x = x.reshape(pieces, batch, shards * chunk, *x.shape[4:])
+        return constrain(x, None, "batch", "tokens", *[None] * (x.ndim - 3))
+
+    out = jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, inputs))
+    out = jnp.moveaxis(out.reshape(pieces, batch, shards, chunk, *out.shape[3:]), 0, 2)
+    out = out.reshape(batch, shards, pieces * chunk, *out.shape[4:])[:, :, :share]
+    out = out.reshape(batch, num_tokens, *out.shape[3:])
+    return constrain(out, "batch", "tokens", *[None] * (out.ndim - 2))
+
+
+def project_heads(
+    layer: Layer, x: Float[Array, "B T D"], angles: Float[Array, "B T h_half"], config: ModelConfig
+) -> tuple[Float[Array, "B T H h"], Float[Array, "B T K h"], Float[Array, "B T K h"]]:
+    """Queries, keys (both rotated) and values of the normed input."""
+    normed = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
+    query = jnp.einsum("BTD,DHh->BTHh", normed, layer.query)
+    key = jnp.einsum("BTD,DKh->BTKh", normed, layer.key)
+    value = jnp.einsum("BTD,DKh->BTKh", normed, layer.value)
+    return rotate(query, angles), rotate(key, angles), value
+
+
+def finish(
+    layer: Layer, x: Float[Array, "B T D"], attended: Float[Array, "B T H h"], config: ModelConfig, compute: Compute
+) -> Float[Array, "B T D"]:
+    """The rest of the layer after attention: output projection, residual, feed-forward, residual."""
+    x = x + jnp.einsum("BTHh,HhD->BTD", attended, layer.output)
+    x = constrain(x, "batch", "tokens", None)
+    return x + over_token_chunks(lambda chunk: _feed_forward(layer, chunk, config), x, compute.ffn_chunk)
+
+
+def _feed_forward(layer: Layer, x: Float[Array, "B T D"], config: ModelConfig) -> Float[Array, "B T D"]:
+    """SwiGLU (Shazeer 2020) of the normed input."""
+    normed = rms_norm(x, layer.ffn_norm, config.rms_norm_eps)
+    inner = jax.nn.silu(jnp.einsum("BTD,DF->BTF", normed, layer.gate)) * jnp.einsum("BTD,DF->BTF", normed, layer.up)
+    return constrain(jnp.einsum("BTF,FD->BTD", inner, layer.down), "batch", "tokens", None)

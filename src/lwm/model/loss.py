@@ -1,0 +1,85 @@
+"""The training loss: weighted next-token cross-entropy, each target against the ids of its own modality only.
+
+With one id space, restricting the softmax to the target's modality is what LWM's two heads computed. The loss of a
+batch is
+
+    sum over modalities m of  share_m * sum(weights * nll over targets in m) / sum(weights over targets in m)
+
+The denominators are sums of data, so they are known before any forward pass: gradient accumulation passes those of
+the whole batch and stays exact.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lwm.core.batch import Batch
+from lwm.core.mesh import constrain
+from lwm.core.pytree import pytree
+from lwm.core.vocab import Vocab
+from lwm.model.config import Compute, ModelConfig
+from lwm.model.layers import over_token_chunks
+from lwm.model.transformer import Transformer, head_weights, hidden_states, logits
+
+_EXCLUDED = -1e30
+
+PerModality = Float[Array, "2"]
+
+
+@pytree
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over a batch, per modality: index 0 text, index 1 vision."""
+
+    weighted_nll: PerModality
+    weighted_correct: PerModality
+    weight: PerModality
+
+
+def target_weight(batch: Batch, vocab: Vocab) -> PerModality:
+    """Sum of loss weights per modality: the loss's denominators, from data alone."""
+    return _by_modality(batch.loss_weights, vocab.is_vision(batch.targets))
+
+
+def loss_sums(params: Transformer, batch: Batch, config: ModelConfig, compute: Compute) -> LossSums:
+    """Forward pass and summed losses of a batch; logits exist for one chunk of tokens at a time."""
+    hidden = hidden_states(params, batch.tokens, batch.segment_ids, batch.positions, config, compute)
+    head = head_weights(params, config, compute)
+
+    def chunk(inputs: tuple[Array, Array]) -> Array:
+        return _token_losses(*inputs, head, config.vocab)
+
+    nll, correct = jnp.moveaxis(over_token_chunks(chunk, (hidden, batch.targets), compute.loss_chunk), -1, 0)
+    vision = config.vocab.is_vision(batch.targets)
+    return LossSums(
+        weighted_nll=_by_modality(batch.loss_weights * nll, vision),
+        weighted_correct=_by_modality(batch.loss_weights * correct, vision),
+        weight=_by_modality(batch.loss_weights, vision),
+    )
+
+
+def combine(sums: LossSums, weight: PerModality, shares: PerModality) -> Float[Array, ""]:
+    """The scalar loss: `shares` of each modality's mean over `weight`; a modality without targets adds nothing."""
+    return jnp.sum(shares * sums.weighted_nll / jnp.where(weight > 0, weight, 1.0))
+
+
+def _by_modality(values: Float[Array, "B T"], vision: Bool[Array, "B T"]) -> PerModality:
+    return jnp.stack([jnp.sum(jnp.where(vision, 0.0, values)), jnp.sum(jnp.where(vision, values, 0.0))])
+
+
+def _token_losses(
+    hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], head: Float[Array, "D V"], vocab: Vocab
+) -> Float[Array, "B T 2"]:
+    """Negative log-likelihood and whether the target scored highest, per token."""
+    scores = constrain(logits(hidden, head), "batch", "tokens", "vocab")
+    ids = jnp.arange(vocab.size, dtype=targets.dtype)
+    if vocab.vision_size:
+        same = vocab.is_vision(ids) == vocab.is_vision(targets)[..., None]
+        scores = jnp.where(same, scores, _EXCLUDED)
+    # A masked sum, not a gather: under tp each device holds a part of V and adds what it has.
+    target_score = jnp.sum(jnp.where(ids == targets[..., None], scores, 0.0), axis=-1)
+    nll = jax.nn.logsumexp(scores, axis=-1) - target_score
+    correct = target_score >= jax.lax.stop_gradient(scores.max(axis=-1))
+    return jnp.stack([nll, correct.astype(nll.dtype)], axis=-1)
