@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from lwm.attention.decode import append_marks, first_slot
@@ -49,7 +50,7 @@ class KVCache:
         return replace(self, keys=keys, values=values)
 
 
-def allocate(config: ModelConfig, batch_size: int, capacity: int, dtype: jnp.dtype) -> KVCache:
+def allocate(config: ModelConfig, batch_size: int, capacity: int, dtype: DTypeLike) -> KVCache:
     """An empty cache of at least `capacity` slots a row, under the mesh in force.
 
     Rows a device are rounded up to a multiple of 16, beyond 1024 to a multiple of 1024, so that attention can cut

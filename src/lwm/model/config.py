@@ -75,8 +75,12 @@ def _build(cls: type, values: object, block: str) -> Any:
         raise UserError(f"the {block} block of the model's config has {', '.join(sorted(problems))}")
     for name, value in values.items():
         kind = known[name].type
-        if kind in (int, float, bool) and (isinstance(value, bool) != (kind is bool) or not isinstance(value, int | kind)):
-            raise UserError(f"the {block} block of the model's config has {name}={value!r}, which is not {kind.__name__}")
+        if kind in (int, float, bool) and (
+            isinstance(value, bool) != (kind is bool) or not isinstance(value, int | kind)
+        ):
+            raise UserError(
+                f"the {block} block of the model's config has {name}={value!r}, which is not {kind.__name__}"
+            )
     try:
         return cls(**values)
     except ValueError as error:

@@ -44,7 +44,9 @@ def declare(config: ModelConfig) -> Transformer:
     )
 
 
-def embed(params: Transformer, tokens: Int[Array, "B T"], config: ModelConfig, compute: Compute) -> Float[Array, "B T D"]:
+def embed(
+    params: Transformer, tokens: Int[Array, "B T"], config: ModelConfig, compute: Compute
+) -> Float[Array, "B T D"]:
     """Rows of the embedding, in the compute dtype."""
     table = parameters.gather(declare(config).embedding, params.embedding, compute.jax_dtype)
     return constrain(jnp.take(table, tokens, axis=0), "batch", "tokens", None)
