@@ -1,0 +1,128 @@
+"""Checkpoints: parameters, optimizer, loader state and resolved config of a step, saved while training goes on."""
+
+import json
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from lwm.core.errors import UserError
+from lwm.train.step import TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save as a warning or an info line
+
+
+class Checkpoints:
+    """`DIRECTORY/STEP/`: each step is whole or absent, whenever the process dies. A context manager."""
+
+    def __init__(self, directory: Path, keep: int | None = None):
+        """Open a directory of checkpoints, creating it. With `keep`, only the last so many stay."""
+        self.directory = directory
+        arrays, text = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
+        self._manager = ocp.CheckpointManager(
+            directory.resolve(),
+            item_handlers={"params": arrays(), "optimizer": arrays(), "loader": text(), "config": text()},
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The last step saved, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, loader_state: dict[str, Any], config: dict[str, Any]) -> None:
+        """Begin to save a step and return once its arrays are copied; a step already there stays as it is."""
+        step = int(state.step)
+        if step == self.latest:
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave(state.opt_state),
+                loader=ocp.args.JsonSave(loader_state),
+                config=ocp.args.JsonSave(config),
+            ),
+        )
+
+    def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The last step's state, laid out as `target` (shapes, dtypes, shardings) asks, and the loader's state.
+
+        Raises:
+            UserError: there is no checkpoint, or its tensors have other shapes.
+        """
+        step = self._latest_or_refuse()
+        self._require_shapes(step, target.params)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(target.params),
+                optimizer=ocp.args.StandardRestore(target.opt_state),
+                loader=ocp.args.JsonRestore(),
+            ),
+        )
+        placed_step = jax.device_put(np.int32(step), target.step.sharding)
+        return TrainState(restored.params, restored.optimizer, placed_step), restored.loader
+
+    def restore_params(self, target: Any) -> Any:
+        """The last step's parameters alone, laid out as `target` asks.
+
+        Raises:
+            UserError: there is no checkpoint, or its tensors have other shapes.
+        """
+        step = self._latest_or_refuse()
+        self._require_shapes(step, target)
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
+        return self._manager.restore(step, args=args).params
+
+    def _latest_or_refuse(self) -> int:
+        if self.latest is None:
+            raise UserError(f"{self.directory} holds no checkpoint")
+        return self.latest
+
+    def _require_shapes(self, step: int, target: Any) -> None:
+        stored = self._manager.item_metadata(step)["params"].tree
+        require_same_shapes(str(self.directory / str(step)), shapes_by_name(stored), shapes_by_name(target))
+
+
+def shapes_by_name(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor under its dotted path, whether the tree is of dictionaries or of dataclasses."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def require_same_shapes(where: str, stored: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+    """Refuse tensors of another model.
+
+    Raises:
+        UserError: names the first tensor that differs, and both shapes.
+    """
+    for name in sorted(stored.keys() | expected.keys()):
+        there, here = stored.get(name, "no such tensor"), expected.get(name, "no such tensor")
+        if there != here:
+            raise UserError(f"{where} is of another model: {name} is {there} there and {here} in this run's model")
+
+
+def gather_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The union of every process's dictionary, on every process. A collective: all processes must call it."""
+    if jax.process_count() == 1:
+        return values
+    own = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(own)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(own)] = own
+    everyone = multihost_utils.process_allgather(padded)
+    texts = [bytes(row[:length]) for row, length in zip(everyone, lengths, strict=True)]
+    return {key: value for text in texts for key, value in json.loads(text).items()}

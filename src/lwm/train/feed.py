@@ -1,0 +1,70 @@
+"""From packed rows on the hosts to batches on the devices."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from lwm.core.batch import Batch
+from lwm.core.layout import order
+from lwm.core.mesh import axis_size, sharding
+from lwm.data.examples import ExampleSource
+from lwm.data.loader import Loader
+from lwm.train.run import Run
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A batch on the devices, the records it is made of, and where the loader stands after it."""
+
+    batch: Batch
+    #: of the rows that this process loads
+    record_ids: dict[str, list[str]]
+    loader_state: dict[str, Any]
+
+
+class Feed:
+    """The batches of a run; a process loads the rows that its devices hold, in the run's layout along T."""
+
+    def __init__(self, run: Run, source: ExampleSource, mesh: Mesh):
+        self.mesh = mesh
+        self._shape = (run.batch_size, run.seq_len)
+        self._placed = sharding(mesh, "batch", "tokens")
+        self._rows = rows_here(self._placed, self._shape)
+        self._order = order(run.layout, run.seq_len, axis_size("tokens"))
+        self._loader = Loader(
+            source, run.batch_size, run.seq_len, seed=run.seed, weighting=run.weighting, rows=self._rows
+        )
+
+    def next(self) -> Fed:
+        """The next batch."""
+        batch, record_ids = next(self._loader)
+        batch = jax.tree.map(self._place, batch.permute(self._order))
+        ids = {str(row): list(ids) for row, ids in zip(self._rows, record_ids, strict=True)}
+        return Fed(batch, ids, self._loader.get_state())
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the loader stands."""
+        return self._loader.get_state()
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where a loader stood; `state` may hold more rows than this process loads."""
+        self._loader.set_state(state)
+
+    def _place(self, array: np.ndarray) -> jax.Array:
+        """Rows of this process -> its shards of the global array (several processes may hold parts of one row)."""
+
+        def shard(index: tuple[slice, slice]) -> np.ndarray:
+            wanted = range(*index[0].indices(self._shape[0]))
+            return array[np.searchsorted(self._rows, wanted), index[1]]
+
+        return jax.make_array_from_callback(self._shape, self._placed, shard)
+
+
+def rows_here(placed: NamedSharding, shape: tuple[int, int]) -> list[int]:
+    """The global rows that devices of this process hold, in order."""
+    shards = placed.addressable_devices_indices_map(shape).values()
+    return sorted({row for index in shards for row in range(*index[0].indices(shape[0]))})

@@ -1,0 +1,255 @@
+"""A training run from its first check to the finished model directory.
+
+Both Ctrl-C and SIGTERM let the step in hand finish, save a checkpoint and return; a second one stops at once.
+"""
+
+import functools
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from lwm.core import params as declared
+from lwm.core.errors import UserError
+from lwm.core.mesh import make_mesh
+from lwm.data.examples import ExampleSource
+from lwm.data.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
+from lwm.model.transformer import declare
+from lwm.train.checkpoint import Checkpoints, gather_json, require_same_shapes, shapes_by_name
+from lwm.train.feed import Fed, Feed
+from lwm.train.metrics import JsonLines, Meter, Screen, Sinks, TensorBoard, WeightsAndBiases
+from lwm.train.run import Run, open_directory, require_directory, require_runnable, saved_steps, write_json
+from lwm.train.step import Metrics, TrainState, abstract_state, init_state, make_eval_step, make_train_step, summarize
+from lwm.weights.store import load_model, save_model
+
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    directory: Path
+    #: steps taken in all
+    step: int
+    #: of the last step
+    metrics: Values
+    #: the signal that stopped it before its last step; a shell expects 128 + signal as exit code (130, 143)
+    stopped_by: int | None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a hook sees: the run after a step."""
+
+    step: int
+    state: TrainState
+    metrics: Values
+    loader_state: dict[str, Any]
+
+
+Hook = Callable[[Moment], None]
+
+
+def train(run: Run, resume: bool = False) -> TrainResult:
+    """Train from fresh weights, from `run.init_from`, or (`resume`) from the run's last checkpoint, to the last step.
+
+    Raises:
+        UserError: something does not fit together, before anything is computed; a record source that failed; a loss
+            or gradient that is not finite. In the last two cases a checkpoint holds the state before it.
+    """
+    if run.distributed:
+        jax.distributed.initialize()
+    tokenizer = load_tokenizer(run.tokenizer)
+    mesh = make_mesh(run.mesh)
+    with jax.set_mesh(mesh):
+        require_runnable(run, tokenizer)
+        require_directory(run, resume)
+        feed = Feed(run, run.data.open(tokenizer), mesh)
+        open_directory(run)
+        with Checkpoints(run.checkpoints, run.keep_checkpoints) as checkpoints:
+            begin = resumed(run, checkpoints, feed, mesh) if resume else started(run, feed, mesh)
+            with open_sinks(run, begin.step) as sinks:
+                hooks = make_hooks(run, tokenizer, mesh, sinks, checkpoints)
+                end, stopped_by = take_steps(run, begin, feed, hooks, checkpoints)
+        if stopped_by is None:
+            publish(run, end.state.params)
+    return TrainResult(run.out, end.step, end.metrics, stopped_by)
+
+
+def started(run: Run, feed: Feed, mesh: Mesh) -> Moment:
+    """Before the first step."""
+    declaration = declare(run.model)
+    if run.init_from is None:
+        params = declared.init_sharded(declaration, jax.random.key(run.seed), jnp.float32, mesh)
+    else:
+        params = params_from(run.init_from, declared.abstract(declaration, jnp.float32, mesh), mesh)
+    return Moment(0, init_state(run.model, run.optimizer, mesh, params), {}, feed.get_state())
+
+
+def params_from(source: str, target: Any, mesh: Mesh) -> Any:
+    """The fp32 parameters of a run (its last checkpoint, else its finished model) or of a model.
+
+    Raises:
+        UserError: there is nothing to load, or it has other shapes.
+    """
+    directory = Path(source)
+    if saved_steps(directory / "checkpoints"):
+        with Checkpoints(directory / "checkpoints") as earlier:
+            return earlier.restore_params(target)
+    finished = directory / "model"
+    params = load_model(finished if finished.is_dir() else source, mesh, "float32").params
+    require_same_shapes(source, shapes_by_name(params), shapes_by_name(target))
+    return params
+
+
+def resumed(run: Run, checkpoints: Checkpoints, feed: Feed, mesh: Mesh) -> Moment:
+    """Where the last checkpoint stands, on the mesh of today."""
+    state, loader_state = checkpoints.restore(abstract_state(run.model, run.optimizer, mesh))
+    feed.set_state(loader_state)
+    return Moment(int(state.step), state, {}, loader_state)
+
+
+def open_sinks(run: Run, start: int) -> Sinks:
+    """Where this run's numbers go; the first process speaks for all."""
+    if jax.process_index():
+        return Sinks()
+    sinks = [Screen(run.name, start, run.steps), JsonLines(run.out, start), TensorBoard(run.out, start)]
+    return Sinks(*sinks, *([WeightsAndBiases(run.name, run.out, run.to_json())] if run.wandb else []))
+
+
+def make_hooks(
+    run: Run, tokenizer: Tokenizer, mesh: Mesh, sinks: Sinks, checkpoints: Checkpoints
+) -> list[tuple[int, Hook]]:
+    """All that a run does besides stepping, and every how many steps."""
+    meter = Meter()
+
+    def log(moment: Moment) -> None:
+        sinks.write(moment.step, moment.metrics | {"tokens_per_second": meter.read()})
+
+    hooks: list[tuple[int, Hook]] = [
+        (1, lambda moment: meter.add(int(moment.metrics["tokens"]))),
+        (run.log_every, log),
+        (run.checkpoint_every, lambda moment: save(run, moment, checkpoints)),
+    ]
+    if run.held_out is not None:
+        measure = make_evaluation(run, run.held_out.open(tokenizer), mesh)
+        hooks.append((run.eval_every, lambda moment: sinks.write(moment.step, measure(moment.state.params))))
+    return hooks
+
+
+def make_evaluation(run: Run, source: ExampleSource, mesh: Mesh) -> Callable[[Any], Values]:
+    """The loss and accuracy of parameters on the same held-out batches each time."""
+    eval_step = make_eval_step(run.model, run.compute, mesh)
+
+    def measure(params: Any) -> Values:
+        feed = Feed(run, source, mesh)
+        batches = (feed.next().batch for _ in range(run.held_out_batches))
+        sums = functools.reduce(partial(jax.tree.map, jnp.add), (eval_step(params, batch) for batch in batches))
+        return {f"held_out_{name}": value for name, value in as_values(summarize(sums, run.model.vocab)).items()}
+
+    return measure
+
+
+def take_steps(
+    run: Run, begin: Moment, feed: Feed, hooks: list[tuple[int, Hook]], checkpoints: Checkpoints
+) -> tuple[Moment, int | None]:
+    """Step until the last step or a signal; return both. The next batch is packed meanwhile."""
+    train_step = make_train_step(run.model, run.compute, run.optimizer, feed.mesh, run.gradient_accumulation)
+    now = begin
+    with Interruption() as interruption, ThreadPoolExecutor(max_workers=1) as packer:
+        upcoming = packer.submit(feed.next)
+        while now.step < run.steps and not interruption.agreed():
+            fed = received(upcoming, run, now, checkpoints)
+            upcoming = packer.submit(feed.next)
+            state, metrics = train_step(now.state, fed.batch)
+            values = as_values(metrics)
+            if not values.pop("finite"):
+                save(run, replace(now, state=state), checkpoints)
+                raise UserError(report_not_finite(run, now.step + 1, values, fed))
+            now = Moment(now.step + 1, state, values, fed.loader_state)
+            for every, hook in hooks:
+                if now.step % every == 0 or now.step == run.steps:
+                    hook(now)
+        save(run, now, checkpoints)
+    return now, interruption.signal if now.step < run.steps else None
+
+
+def received(upcoming: Future[Fed], run: Run, now: Moment, checkpoints: Checkpoints) -> Fed:
+    """The batch, once it is packed. If its records cannot be read, what was learned so far is saved."""
+    try:
+        return upcoming.result()
+    except UserError:
+        if jax.process_count() == 1:  # saving takes all processes, and the others did not fail
+            save(run, now, checkpoints)
+        raise
+
+
+def save(run: Run, moment: Moment, checkpoints: Checkpoints) -> None:
+    """Begin to save a checkpoint of a moment."""
+    checkpoints.save(moment.state, gather_json(moment.loader_state), run.to_json())
+
+
+def report_not_finite(run: Run, step: int, values: Values, fed: Fed) -> str:
+    """Write `bad_batch.json`; return the sentence that explains what happened."""
+    record_ids = gather_json(fed.record_ids)
+    path = run.out / "bad_batch.json"
+    if jax.process_index() == 0:
+        write_json(path, {"step": step, **values, "record_ids": record_ids})
+    return (
+        f"step {step}: the loss is {values['loss']:.6g} and its gradient's norm {values['gradient_norm']:.6g}; "
+        f"the step was not taken. The records of its batch are in {path}: mend them or lower the learning rate, and --resume"
+    )
+
+
+def publish(run: Run, params: Any) -> None:
+    """Write the finished model's directory."""
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    if jax.process_index() == 0:
+        given = Path(run.tokenizer)
+        tokenizer = next(path for path in (given, *(given / name for name in TOKENIZER_FILES)) if path.is_file())
+        save_model(run.out / "model", run.model, params, tokenizer, run.save_dtype)
+
+
+def as_values(metrics: Metrics) -> Values:
+    """Wait for a step's metrics and bring them to the host."""
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+
+class Interruption:
+    """Notes the first Ctrl-C or SIGTERM within a `with` block instead of dying of it; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._usual: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
+            self._usual = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._usual.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self.__exit__()
+
+    def agreed(self) -> bool:
+        """Whether any process was told to stop; all of them learn it at the same step."""
+        if jax.process_count() > 1:
+            self.signal = int(multihost_utils.process_allgather(np.int32(self.signal or 0)).max()) or None
+        return self.signal is not None

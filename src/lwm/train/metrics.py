@@ -1,0 +1,165 @@
+"""Where a run's numbers go: the screen, `metrics.jsonl`, TensorBoard and, when asked for, Weights & Biases."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from lwm.core.errors import UserError
+
+METRICS = "metrics.jsonl"
+
+
+class Sink(Protocol):
+    """Takes the numbers of a step."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Sinks:
+    """Several sinks as one, closed on leaving the `with` block."""
+
+    def __init__(self, *sinks: Sink):
+        self._sinks = sinks
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            sink.write(step, values)
+
+    def __enter__(self) -> "Sinks":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+class Screen:
+    """A progress bar with the latest numbers; one line per report where there is no terminal."""
+
+    def __init__(self, name: str, start: int, steps: int):
+        self._console = Console(stderr=True)
+        self._name, self._steps, self._start, self._began = name, steps, start, time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self._console)
+        self._task = self._progress.add_task(name, total=steps, completed=start, numbers="")
+        if self._console.is_terminal:
+            self._progress.start()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        numbers = "  ".join(f"{label} {values[key]:{form}}" for key, label, form in _SHOWN if key in values)
+        if not self._console.is_terminal:
+            head = f"{self._name}  step {step}/{self._steps}"
+            self._console.print(f"{head}  {numbers}  {self._remaining(step)}", soft_wrap=True)
+        elif "held_out_loss" in values:
+            self._progress.console.print(f"step {step}  {numbers}")
+        else:
+            self._progress.update(self._task, completed=step, numbers=numbers)
+
+    def _remaining(self, step: int) -> str:
+        seconds = (time.monotonic() - self._began) / max(1, step - self._start) * (self._steps - step)
+        return f"ETA {int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+#: metric, what it is called on the screen, how it is written
+_SHOWN = (
+    ("loss", "loss", ".4f"),
+    ("text_accuracy", "accuracy", ".3f"),
+    ("held_out_loss", "held-out loss", ".4f"),
+    ("held_out_text_accuracy", "held-out accuracy", ".3f"),
+    ("tokens_per_second", "tokens/s", ",.0f"),
+    ("learning_rate", "lr", ".2e"),
+    ("gradient_norm", "grad", ".3f"),
+)
+
+
+class JsonLines:
+    """One JSON object a line, whole at any moment. Lines after `start`, left by a run that went further, are cut."""
+
+    def __init__(self, directory: Path, start: int):
+        path = directory / METRICS
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
+            scratch = path.with_suffix(".tmp")
+            scratch.write_text("".join(line + "\n" for line in kept))
+            os.replace(scratch, path)
+        self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self._file.write(json.dumps({"step": step} | finite) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; a line cut short by a crash belongs to no step and is dropped with those too late."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
+
+
+class TensorBoard:
+    """Event files; on resume TensorBoard forgets what came after `start`."""
+
+    def __init__(self, directory: Path, start: int):
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1 if start else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """An online run with the same name and config.
+
+    Raises:
+        UserError: the extra is not installed.
+    """
+
+    def __init__(self, name: str, directory: Path, config: dict[str, Any]):
+        try:
+            import wandb  # noqa: PLC0415
+        except ImportError:
+            raise UserError("Weights & Biases is not installed: pip install 'lwm[wandb]', or run without it") from None
+        self._run = wandb.init(project="lwm", name=name, dir=directory, config=config)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Meter:
+    """Tokens per second since the last reading."""
+
+    def __init__(self) -> None:
+        self._tokens, self._since = 0, time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def read(self) -> float:
+        """The rate, and start anew."""
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._since, 1e-9)
+        self._tokens, self._since = 0, now
+        return rate

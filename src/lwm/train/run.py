@@ -1,0 +1,175 @@
+"""`Run`: everything that decides what a training does, as one frozen value, and what must hold before it starts."""
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import jax
+
+from lwm.core.errors import UserError
+from lwm.core.layout import Layout, order
+from lwm.core.mesh import MeshShape, axis_size
+from lwm.data.examples import ExampleSource
+from lwm.data.tokenizer import Tokenizer
+from lwm.model.config import Compute, ModelConfig
+from lwm.train.optimizer import OptimizerConfig
+
+CONFIG = "config.json"
+
+#: what must stay the same for a resumed run to be the same run
+_IDENTITY = ("model", "data", "tokenizer", "batch_size", "seq_len", "weighting", "seed")
+
+
+@runtime_checkable
+class Data(Protocol):
+    """A frozen dataclass that says where examples come from."""
+
+    def open(self, tokenizer: Tokenizer) -> ExampleSource: ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. Presets are functions that return one; the command line overrides its fields."""
+
+    name: str
+    model: ModelConfig
+    data: Data
+    #: a tokenizer file, or a directory that holds one
+    tokenizer: str
+    steps: int
+    #: rows of a step, over all devices and all parts of an accumulated gradient
+    batch_size: int
+    #: tokens of a row
+    seq_len: int
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    compute: Compute = field(default_factory=Compute)
+    mesh: MeshShape = field(default_factory=MeshShape)
+    #: how a row is laid over the devices of sp; zigzag balances the causal mask's work
+    layout: Layout = "zigzag"
+    #: "examples": each example weighs the same, however long; "tokens": each learned token does
+    weighting: Literal["examples", "tokens"] = "examples"
+    #: parts a batch is cut into to need less memory; results do not change
+    gradient_accumulation: int = 1
+    #: never trained on; its mean loss is reported
+    held_out: Data | None = None
+    held_out_batches: int = 8
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 500
+    checkpoint_every: int = 500
+    #: checkpoints that stay, the newest ones
+    keep_checkpoints: int = 2
+    #: parameters to start from: another run's directory, a model directory, or the name of an embedded model
+    init_from: str | None = None
+    #: the run's directory
+    out: Path = Path("runs/unnamed")
+    #: precision of the model directory written at the end
+    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    #: report to Weights & Biases too
+    wandb: bool = False
+    #: several hosts: join them with `jax.distributed.initialize()`, which finds SLURM, GKE, TPU pods and MPI by itself
+    distributed: bool = False
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "seq_len", "gradient_accumulation", "held_out_batches", "keep_checkpoints")
+        for name in (*counts, "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, resolved, as JSON values."""
+        values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        return values | {"data": {"kind": type(self.data).__name__} | values["data"]}
+
+
+def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
+    """Refuse, before anything is computed, what could not work. Call it with the run's mesh in force.
+
+    Raises:
+        UserError: names the numbers that do not fit together.
+    """
+    run.model.require_fits()
+    ways = axis_size("batch") * run.gradient_accumulation
+    if run.batch_size % ways:
+        raise UserError(
+            f"batch_size {run.batch_size} is not divisible by {ways}: dp x fsdp = {axis_size('batch')} share it "
+            f"in gradient_accumulation = {run.gradient_accumulation} parts"
+        )
+    order(run.layout, run.seq_len, axis_size("tokens"))
+    if run.seq_len > run.model.max_context:
+        raise UserError(f"seq_len {run.seq_len} exceeds the model's max_context {run.model.max_context}: change one")
+    if tokenizer.size > run.model.vocab.text_size:
+        raise UserError(
+            f"the tokenizer {run.tokenizer} does not match the model: it has {tokenizer.size} ids, "
+            f"the model {run.model.vocab.text_size} text ids"
+        )
+
+
+def require_directory(run: Run, resume: bool) -> None:
+    """Refuse to start over a run that has checkpoints, and to resume one that has none or was another.
+
+    Raises:
+        UserError: says which, and what to do.
+    """
+    saved = saved_steps(run.checkpoints)
+    if saved and not resume:
+        raise UserError(f"{run.out} already holds step {max(saved)} of a run: add --resume, or choose another --out")
+    if resume and not saved:
+        raise UserError(f"{run.out} holds no checkpoint to resume from: leave --resume out")
+    if resume and (run.out / CONFIG).exists():
+        require_same_run(run, json.loads((run.out / CONFIG).read_text()))
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """The steps of which a directory holds whole checkpoints."""
+    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
+
+
+def require_same_run(run: Run, stored: Mapping[str, Any]) -> None:
+    """Refuse to resume a run whose data or model changed meanwhile; mesh, optimizer and steps may.
+
+    Raises:
+        UserError: names the first field that differs.
+    """
+    values = run.to_json()
+    for name in _IDENTITY:
+        if values[name] != stored.get(name):
+            raise UserError(
+                f"{run.out} was started with another {name} ({stored.get(name)}; now {values[name]}): "
+                "resume it as it was, or start a run in another directory with --init-from"
+            )
+
+
+def open_directory(run: Run) -> None:
+    """Create the run's directory and write its resolved `config.json`.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    try:
+        run.out.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            write_json(run.out / CONFIG, run.to_json())
+    except OSError as error:
+        raise UserError(f"cannot write to the run's directory {run.out}: {error.strerror or error}") from None
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file that is either whole or absent; numbers JSON does not know become null."""
+    known = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as file:
+        file.write(json.dumps(known, indent=2) + "\n")
+    os.replace(scratch, path)

@@ -1,0 +1,153 @@
+"""One training step and one evaluation step as pure functions of (state, batch)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from lwm.core import params as declared
+from lwm.core.batch import Batch
+from lwm.core.mesh import constrain, sharding
+from lwm.core.vocab import Vocab
+from lwm.model import transformer
+from lwm.model.config import Compute, ModelConfig
+from lwm.model.loss import LossSums, combine, loss_sums, target_weight
+from lwm.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that a step changes. Parameters and moments are fp32 whatever the compute's precision."""
+
+    params: Any
+    opt_state: Any
+    #: steps taken so far
+    step: Int[Array, ""] | jax.ShapeDtypeStruct
+
+
+def abstract_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state on a mesh; moments lie like the parameters they belong to.
+
+    Raises:
+        UserError: a tensor's axis is not divisible by the mesh axes it is split over.
+    """
+    declaration = transformer.declare(model)
+    chain = make_optimizer(optimizer, declaration)
+    params = declared.abstract(declaration, jnp.float32, mesh)
+    everywhere = sharding(mesh)
+    opt_state = optax.tree_utils.tree_map_params(
+        chain,
+        lambda moment, placed: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=placed),
+        jax.eval_shape(chain.init, params),
+        declared.shardings(declaration, mesh),
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+    )
+    return TrainState(params, opt_state, jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere))
+
+
+def abstract_batch(batch_size: int, seq_len: int, mesh: Mesh) -> Batch:
+    """Shapes, dtypes and shardings of a batch of `batch_size` rows of `seq_len` tokens."""
+    ids = jax.ShapeDtypeStruct((batch_size, seq_len), jnp.int32, sharding=sharding(mesh, "batch", "tokens"))
+    weights = jax.ShapeDtypeStruct(ids.shape, jnp.float32, sharding=ids.sharding)
+    return Batch(tokens=ids, targets=ids, loss_weights=weights, segment_ids=ids, positions=ids)
+
+
+def init_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh, params: Any) -> TrainState:
+    """The state before the first step, from fp32 parameters laid out on the mesh."""
+    placed = shardings_of(abstract_state(model, optimizer, mesh))
+    chain = make_optimizer(optimizer, transformer.declare(model))
+    opt_state = jax.jit(chain.init, out_shardings=placed.opt_state)(params)
+    return TrainState(params, opt_state, jax.device_put(jnp.int32(0), placed.step))
+
+
+def shardings_of(abstract: Any) -> Any:
+    """The sharding of each leaf of an abstract tree."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def make_train_step(
+    model: ModelConfig, compute: Compute, optimizer: OptimizerConfig, mesh: Mesh, accumulation: int = 1
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step; it consumes (donates) the state it is given. Call it with the mesh in force.
+
+    The batch passes in `accumulation` parts whose gradients add up to exactly the whole batch's. A step whose loss or
+    gradient is not finite leaves the state as it was and says so in its metrics (`finite`).
+    """
+    chain, schedule = make_optimizer(optimizer, transformer.declare(model)), make_schedule(optimizer)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        gradients, sums = accumulate(state.params, batch, model, compute, accumulation)
+        metrics = summarize(sums, model.vocab)
+        gradient_norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
+        updates, opt_state = chain.update(gradients, state.opt_state, state.params)
+        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        return new, metrics | {
+            "gradient_norm": gradient_norm,
+            "param_norm": optax.global_norm(new.params),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "tokens": jnp.sum(batch.segment_ids > 0),
+            "finite": finite,
+        }
+
+    placed = shardings_of(abstract_state(model, optimizer, mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding(mesh)))
+
+
+def make_eval_step(model: ModelConfig, compute: Compute, mesh: Mesh) -> Callable[[Any, Batch], LossSums]:
+    """The jitted forward pass of a batch, without learning; its sums add up over batches (see `summarize`)."""
+    return jax.jit(lambda params, batch: loss_sums(params, batch, model, compute), out_shardings=sharding(mesh))
+
+
+def accumulate(params: Any, batch: Batch, model: ModelConfig, compute: Compute, parts: int) -> tuple[Any, LossSums]:
+    """Gradient of the whole batch's loss, and the loss's sums, computed over `parts` of the batch in turn."""
+    weight, shares = target_weight(batch, model.vocab), modality_shares(model.vocab)
+
+    def objective(params: Any, part: Batch) -> tuple[Float[Array, ""], LossSums]:
+        sums = loss_sums(params, part, model, compute)
+        return combine(sums, weight, shares), sums
+
+    gradient = jax.grad(objective, has_aux=True)
+    if parts == 1:
+        return gradient(params, batch)
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, params, batch))
+    total, _ = jax.lax.scan(add, zeros, split_rows(batch, parts))
+    return total
+
+
+def split_rows(batch: Batch, parts: int) -> Batch:
+    """[B T] -> [parts B/parts T]: part p holds rows p, p + parts, ..., so every device keeps its own rows."""
+
+    def leaf(array: Array) -> Array:
+        rows = array.reshape(-1, parts, array.shape[1]).swapaxes(0, 1)
+        return constrain(rows, None, "batch", "tokens")
+
+    return jax.tree.map(leaf, batch)
+
+
+def modality_shares(vocab: Vocab) -> Float[Array, "2"]:
+    """Text and vision weigh the same, as in LWM; a text model has only text."""
+    return jnp.array([0.5, 0.5] if vocab.vision_size else [1.0, 0.0], jnp.float32)
+
+
+def summarize(sums: LossSums, vocab: Vocab) -> Metrics:
+    """Loss, and loss and accuracy of each modality the model has, as weighted means over the targets."""
+    weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
+    means, accuracy = sums.weighted_nll / weight, sums.weighted_correct / weight
+    metrics = {"loss": combine(sums, sums.weight, modality_shares(vocab))}
+    for index, name in enumerate(("text", "vision") if vocab.vision_size else ("text",)):
+        metrics |= {f"{name}_loss": means[index], f"{name}_accuracy": accuracy[index]}
+    return metrics
