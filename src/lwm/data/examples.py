@@ -1,0 +1,324 @@
+"""Examples: what the model is to read (ids) and what of it to learn (a weight for each id as a target).
+
+A record becomes an example by its `fields`, a small grammar kept from LWM:
+
+    fields      "[system+question],answer"
+    record      {"system": "Be brief.", "question": "2 + 2?", "answer": "4"}
+    text        <bos> Be brief. 2 + 2? 4 <eos>
+    learned                            4 <eos>
+
+A comma separates what is tokenized apart; brackets mean: read, not learned; `+` joins fields of the record into
+one text with a separator; `<|bos|>` and `<|eos|>` stand for those tokens.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from lwm.core.errors import UserError
+from lwm.data.sources import (
+    BadRecordError,
+    FormatChoice,
+    Record,
+    RecordSource,
+    RecordStream,
+    open_records,
+    stream_records,
+)
+from lwm.data.tokenizer import Tokenizer
+
+logger = logging.getLogger("lwm.data")
+
+#: A field that none of this many first records has is a mistake in `fields`, not in the records.
+PROBED_RECORDS = 16
+BOS, EOS = "<|bos|>", "<|eos|>"
+
+
+@dataclass(frozen=True)
+class Example:
+    """Ids of one document or conversation, and the weight of each id *as a target* (0: read, not learned)."""
+
+    tokens: Int32[np.ndarray, "n"]
+    loss_weights: Float32[np.ndarray, "n"]
+    #: where it comes from, for reports: `chat.jsonl:12`
+    record_id: str
+
+
+class ExampleSource(Protocol):
+    """Examples by index. The loader asks for any index, in any order, from one thread.
+
+    A source may also have a `name: str`, by which the loader recognizes it when it resumes.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example | None:
+        """None: this record is to be skipped."""
+        ...
+
+
+class ExampleStream(Protocol):
+    """Examples in the one order they come in, resumable after any of them."""
+
+    name: str
+
+    def read(self) -> Example | None:
+        """The next example; None: this record is to be skipped.
+
+        Raises:
+            EOFError: the stream is at its end.
+        """
+        ...
+
+    def get_state(self) -> dict:
+        """A JSON-able mark of the place after the last example read."""
+        ...
+
+    def set_state(self, state: dict | None) -> None:
+        """Go to a marked place; None: to the beginning."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comma-separated part of `fields`."""
+
+    #: names of record fields joined into one text, or the one name BOS or EOS
+    names: tuple[str, ...]
+    learned: bool
+
+
+def parse_fields(fields: str) -> tuple[Part, ...]:
+    """Read the `fields` grammar.
+
+    Raises:
+        UserError: an empty part or an unclosed bracket.
+    """
+    parts = []
+    for text in fields.split(","):
+        part = text.strip()
+        learned = not part.startswith("[")
+        if learned == part.endswith("]"):
+            raise UserError(f"fields {fields!r}: the bracket in {part!r} does not close; write [a+b], one part in each")
+        names = tuple(name.strip() for name in part.removeprefix("[").removesuffix("]").split("+"))
+        if not all(names):
+            raise UserError(f"fields {fields!r}: an empty name in {part!r}; write names separated by commas or +")
+        parts.append(Part(names, learned))
+    return tuple(parts)
+
+
+def field_names(orders: Sequence[tuple[Part, ...]]) -> list[str]:
+    """The record fields that any of the orders reads, each once."""
+    names = (name for order in orders for part in order for name in part.names)
+    return list(dict.fromkeys(name for name in names if name not in (BOS, EOS)))
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns records into examples: one tokenizer, one or more orders of fields."""
+
+    tokenizer: Tokenizer
+    orders: tuple[tuple[Part, ...], ...]
+    separator: str = " "
+    add_bos: bool = True
+    add_eos: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        written = {name for order in self.orders for part in order for name in part.names}
+        for name, token_id in ((BOS, self.tokenizer.bos_id), (EOS, self.tokenizer.eos_id)):
+            if name in written and token_id is None:
+                raise UserError(f"fields ask for {name}, which this tokenizer does not have: leave it out")
+
+    def encode(self, record: Record, index: int) -> Example:
+        """The example of a record; `index` and the seed decide which order of fields it takes.
+
+        Raises:
+            BadRecordError: a field is missing or is not text.
+        """
+        ids: list[int] = []
+        weights: list[float] = []
+        for part in self._complete(self._order(index)):
+            new = self._part_ids(part, record)
+            ids += new
+            weights += [float(part.learned)] * len(new)
+        return Example(np.array(ids, np.int32), np.array(weights, np.float32), record.record_id)
+
+    def _order(self, index: int) -> tuple[Part, ...]:
+        if len(self.orders) == 1:
+            return self.orders[0]
+        return self.orders[np.random.default_rng([self.seed, index]).integers(len(self.orders))]
+
+    def _complete(self, order: tuple[Part, ...]) -> Iterator[Part]:
+        if self.add_bos and self.tokenizer.bos_id is not None and order[0].names != (BOS,):
+            yield Part((BOS,), learned=False)
+        yield from order
+        if self.add_eos and self.tokenizer.eos_id is not None and order[-1].names != (EOS,):
+            yield Part((EOS,), learned=True)
+
+    def _part_ids(self, part: Part, record: Record) -> list[int]:
+        if part.names in ((BOS,), (EOS,)):
+            token_id = self.tokenizer.bos_id if part.names == (BOS,) else self.tokenizer.eos_id
+            return [] if token_id is None else [token_id]
+        text = self.separator.join(_text(record, name) for name in part.names)
+        try:
+            return self.tokenizer.encode(text)
+        except (TypeError, UnicodeError):
+            raise BadRecordError(record.record_id, f"{'+'.join(part.names)} is not valid Unicode") from None
+
+
+def _text(record: Record, name: str) -> str:
+    if name not in record.values:
+        raise BadRecordError(record.record_id, f"no field {name!r}; it has {_listed(record.values)}")
+    value = record.values[name]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    kind = "null" if value is None else type(value).__name__
+    raise BadRecordError(record.record_id, f"field {name!r} is {kind}, not text")
+
+
+def _listed(names: Mapping[str, object]) -> str:
+    return ", ".join(sorted(names)) or "no fields"
+
+
+class BadRecords:
+    """Counts records that cannot be used, logs each once, and stops the run when there are too many."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        #: record id -> what is wrong with it
+        self.reasons: dict[str, str] = {}
+
+    def add(self, bad: BadRecordError) -> None:
+        """Count a record.
+
+        Raises:
+            UserError: more than `limit` different bad records; names the first ones.
+        """
+        if bad.record_id in self.reasons:
+            return
+        self.reasons[bad.record_id] = bad.reason
+        logger.warning("skipped %s: %s", bad.record_id, bad.reason)
+        if len(self.reasons) > self.limit:
+            first = "; ".join(f"{record_id}: {reason}" for record_id, reason in islice(self.reasons.items(), 3))
+            raise UserError(f"more than max_bad_records={self.limit} records cannot be used, first {first}")
+
+
+def _probe(name: str, records: Iterator[Record], names: Sequence[str]) -> None:
+    """Refuse a field that none of the first records has.
+
+    Raises:
+        UserError: names the field and the fields there are.
+    """
+    first = list(islice(records, PROBED_RECORDS))
+    for field in names if first else ():
+        if all(field not in record.values for record in first):
+            where = f"the first {len(first)} records" if len(first) > 1 else "the only record"
+            raise UserError(f"{name}: no field {field!r} in {where}; they have {_listed(first[0].values)}")
+
+
+class RecordExamples:
+    """Examples of a random-access record source."""
+
+    def __init__(self, source: RecordSource, encoder: Encoder, max_bad_records: int) -> None:
+        self.name = source.name
+        self.bad_records = BadRecords(max_bad_records)
+        self._source = source
+        self._encoder = encoder
+        _probe(source.name, self._well_formed(), field_names(encoder.orders))
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example | None:
+        try:
+            return self._encoder.encode(self._source[index], index)
+        except BadRecordError as bad:
+            self.bad_records.add(bad)
+            return None
+
+    def _well_formed(self) -> Iterator[Record]:
+        for index in range(min(PROBED_RECORDS, len(self._source))):
+            try:
+                yield self._source[index]
+            except BadRecordError as bad:
+                self.bad_records.add(bad)
+
+
+class StreamExamples:
+    """Examples of a record stream."""
+
+    def __init__(self, stream: RecordStream, encoder: Encoder, max_bad_records: int) -> None:
+        self.name = stream.name
+        self.bad_records = BadRecords(max_bad_records)
+        self._stream = stream
+        self._encoder = encoder
+        self._index = 0
+        _probe(stream.name, iter(stream), field_names(encoder.orders))
+        stream.set_state(None)
+
+    def read(self) -> Example | None:
+        record = self._stream.read()
+        self._index += 1
+        try:
+            return self._encoder.encode(record, self._index - 1)
+        except BadRecordError as bad:
+            self.bad_records.add(bad)
+            return None
+
+    def get_state(self) -> dict:
+        return {"index": self._index, "stream": self._stream.get_state()}
+
+    def set_state(self, state: dict | None) -> None:
+        self._index = state["index"] if state else 0
+        self._stream.set_state(state["stream"] if state else None)
+
+
+@dataclass(frozen=True)
+class RecordData:
+    """Records in files (JSONL, text, Parquet) or a Hugging Face dataset, and how they become examples."""
+
+    #: a file, a directory, a pattern such as data/*.jsonl, or (format "datasets") a dataset's name or directory
+    path: str
+    #: which fields to read and learn: "[prompt],answer"; of several orders one is drawn for each record
+    fields: str | tuple[str, ...] = "text"
+    #: "auto" goes by the suffix of the files and never uses the network
+    format: FormatChoice = "auto"
+    #: between fields joined by +
+    separator: str = " "
+    add_bos: bool = True
+    add_eos: bool = True
+    #: decides which order of fields a record takes
+    seed: int = 0
+    #: skip and report up to this many malformed records
+    max_bad_records: int = 100
+    #: of a Hugging Face dataset
+    split: str = "train"
+    #: of a Hugging Face dataset: its configuration
+    subset: str | None = None
+    #: read a Hugging Face dataset in its own order, without downloading it first
+    streaming: bool = False
+
+    def open(self, tokenizer: Tokenizer) -> RecordExamples | StreamExamples:
+        """Open the files and check the first records.
+
+        Raises:
+            UserError: nothing to read, an unreadable file, or fields that the records do not have.
+        """
+        written = (self.fields,) if isinstance(self.fields, str) else self.fields
+        orders = tuple(parse_fields(order) for order in written)
+        if not orders:
+            raise UserError("fields is empty: name at least one field of the records")
+        encoder = Encoder(tokenizer, orders, self.separator, self.add_bos, self.add_eos, self.seed)
+        if self.streaming:
+            stream = stream_records(self.path, self.format, self.split, self.subset)
+            return StreamExamples(stream, encoder, self.max_bad_records)
+        source = open_records(self.path, self.format, field_names(orders), self.split, self.subset)
+        return RecordExamples(source, encoder, self.max_bad_records)

@@ -1,0 +1,122 @@
+"""Text to ids and back, one protocol over the two file formats models are published with."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+import tokenizers
+
+from lwm.core.errors import UserError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+#: Looked for, in this order, when the files beside a `tokenizer.json` do not name its special tokens.
+BOS_NAMES = ("<s>", "<|bos|>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|endoftext|>")
+EOS_NAMES = ("</s>", "<|eos|>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
+
+
+class Tokenizer(Protocol):
+    """What the rest of the system asks of a tokenizer."""
+
+    #: ids in all, special ones included
+    size: int
+    #: None: the tokenizer has no such token
+    bos_id: int | None
+    eos_id: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; bos and eos are not added."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens leave no trace in it."""
+        ...
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`. A special token spelled out in a text becomes that token, as in `transformers`."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        except Exception as error:  # the Rust library raises plain Exception
+            raise UserError(f"{file} is not a readable Hugging Face tokenizer: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.bos_id = self._special_id(file, "bos_token", BOS_NAMES)
+        self.eos_id = self._special_id(file, "eos_token", EOS_NAMES)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def _special_id(self, file: Path, key: str, names: tuple[str, ...]) -> int | None:
+        stated = _stated_token(file.parent, key)
+        for name in (stated,) if stated is not None else names:
+            if (token_id := self._tokenizer.token_to_id(name)) is not None:
+                return token_id
+        return None
+
+
+def _stated_token(directory: Path, key: str) -> str | None:
+    """The special token that the files published beside a `tokenizer.json` name."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = directory / name
+        if not file.is_file():
+            continue
+        try:
+            stated = json.loads(file.read_bytes()).get(key)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{file} is not a JSON object: {error}") from error
+        if stated is not None:
+            return stated["content"] if isinstance(stated, dict) else stated
+    return None
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece `.model`. Its control tokens cannot be spelled out in a text."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{file} is not a readable sentencepiece model") from error
+        self.size = self._processor.get_piece_size()
+        self.bos_id = self._if_present(self._processor.bos_id())
+        self.eos_id = self._if_present(self._processor.eos_id())
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode([int(token_id) for token_id in ids])
+
+    @staticmethod
+    def _if_present(token_id: int) -> int | None:
+        return token_id if token_id >= 0 else None
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Open a `tokenizer.json`, a sentencepiece `.model`, or a directory with a file of TOKENIZER_FILES.
+
+    Raises:
+        UserError: nothing there, another kind of file, or a file that does not parse.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
+        if not found:
+            raise UserError(f"{path} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)}")
+        return load_tokenizer(found[0])
+    if not path.is_file():
+        raise UserError(f"tokenizer {path} does not exist: give a tokenizer.json, a .model, or a directory with one")
+    if path.suffix == ".json":
+        return HuggingFaceTokenizer(path)
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(path)
+    raise UserError(f"tokenizer {path}: expected a Hugging Face .json or a sentencepiece .model")
