@@ -1,0 +1,261 @@
+"""`lwm VERB`: parse, call one room, show what it returns.
+
+A verb imports its own rooms when it is called, so that `lwm --help` and a mistyped verb answer at once.
+"""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from lwm.core.errors import UserError
+
+if TYPE_CHECKING:
+    from lwm.evals.needle import NeedleConfig
+    from lwm.infer.engine import Engine
+    from lwm.weights.store import LoadedModel
+
+Arguments = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What `lwm --help` says about a verb, and the function that takes the rest of the line."""
+
+    call: Callable[[Arguments], int | None]
+    says: str
+    example: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a model is computed, and how precisely."""
+
+    #: devices along each axis: dp and fsdp split prompts, tp heads, sp the text; one may be -1, for those that remain
+    mesh: str = "dp=1,fsdp=1,tp=1,sp=-1"
+    #: of weights, activations, keys and values
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    #: make this computer's processor so many devices, to try a mesh without any
+    cpu_devices: int | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run is started; what it is stands in the preset."""
+
+    #: go on from the run's last checkpoint
+    resume: bool = False
+    #: make this computer's processor so many devices, to try a mesh without any
+    cpu_devices: int | None = None
+
+
+def parse(verb: str, arguments: Arguments, *configs: Any) -> tuple[Any, ...]:
+    """One flat set of flags for several config dataclasses; an instance in place of a class gives the defaults.
+
+    Flags that are wrong, and `--help`, end the program here (codes 2 and 0).
+    """
+    import tyro
+
+    classes = [config if isinstance(config, type) else type(config) for config in configs]
+    fields: list[Any] = []
+    for config, kind in zip(configs, classes, strict=True):
+        flat = Annotated[kind, tyro.conf.arg(name="")]  # type: ignore[valid-type]
+        default = [] if config is kind else [dataclasses.field(default=config)]
+        fields.append((kind.__name__.lower(), flat, *default))
+    table = VERBS[verb] if verb in VERBS else VERBS[verb.split(maxsplit=1)[0]]
+    options = tyro.cli(
+        dataclasses.make_dataclass("Options", fields, kw_only=True),
+        args=arguments,
+        prog=f"lwm {verb}",
+        description=f"{table.says}\n\nExample:  {table.example}",
+        registry=_mesh_on_one_line(),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return tuple(getattr(options, field[0]) for field in fields)
+
+
+def _mesh_on_one_line() -> Any:
+    """Teach tyro to read a `MeshShape` as `MeshShape.parse` does, not as four flags."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    from lwm.core.mesh import MeshShape
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[MeshShape] | None:
+        if info.type is not MeshShape:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="MESH",
+            instance_from_str=lambda words: MeshShape.parse(words[0]),
+            is_instance=lambda value: isinstance(value, MeshShape),
+            str_from_instance=lambda shape: [str(shape)],
+        )
+
+    return registry
+
+
+def make_devices(count: int | None) -> None:
+    """Split the processor into `count` devices; must come before the first computation."""
+    if count is None:
+        return
+    if count < 1:
+        raise UserError(f"--cpu-devices {count}: give 1 or more")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+
+
+def open_model(name: str, machine: Machine) -> "tuple[LoadedModel, Engine]":
+    """The model on the machine's mesh, and an engine that runs it there."""
+    make_devices(machine.cpu_devices)
+    from lwm.core.mesh import MeshShape, make_mesh
+    from lwm.infer.engine import Engine
+    from lwm.model.config import Compute
+    from lwm.weights.store import load_model
+
+    mesh = make_mesh(MeshShape.parse(machine.mesh))
+    model = load_model(name, mesh, machine.dtype)
+    return model, Engine(model.params, model.config, Compute(dtype=machine.dtype), mesh)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[..., None]]:
+    """A bar on the terminal; yields the callback that moves it: `report(done, total, note)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None, note="")
+        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+
+
+def show(*renderables: Any) -> None:
+    """Print results on standard output."""
+    from rich.console import Console
+
+    console = Console()
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def train(arguments: Arguments) -> int:
+    """`lwm train RUN`: the first word names a preset, the flags change its fields."""
+    if not arguments or arguments[0].startswith("-"):
+        return _list_runs(asked="-h" in arguments or "--help" in arguments)
+    from lwm.presets import preset
+    from lwm.train import loop
+
+    name, *flags = arguments
+    run, start = parse(f"train {name}", flags, preset(name), Start())
+    make_devices(start.cpu_devices)
+    result = loop.train(run, resume=start.resume)
+    if result.stopped_by is not None:
+        show(f"stopped after step {result.step}; go on with: lwm train {' '.join(arguments)} --resume")
+        return 128 + result.stopped_by
+    show(f"{result.step} steps done; the model is in {result.directory / 'model'}")
+    return 0
+
+
+def _list_runs(asked: bool) -> int:
+    from lwm.presets import presets
+
+    lines = [f"  {name:<16}{(build.__doc__ or '').splitlines()[0]}" for name, build in presets().items()]
+    text = "usage: lwm train RUN [--FIELD VALUE ...] [--mesh MESH] [--resume]\n\nRuns:\n" + "\n".join(lines)
+    text += f"\n\nExample:  {VERBS['train'].example}\nAll fields of a run:  lwm train RUN --help"
+    print(text, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+def eval_needle(arguments: Arguments) -> None:
+    """`lwm eval needle`."""
+    from lwm.evals.needle import NeedleConfig
+
+    _needle(*parse("eval needle", arguments, NeedleConfig, Machine()))
+
+
+def eval_multi_needle(arguments: Arguments) -> None:
+    """`lwm eval multi-needle`."""
+    from lwm.evals.needle import MultiNeedleConfig
+
+    _needle(*parse("eval multi-needle", arguments, MultiNeedleConfig, Machine()))
+
+
+def _needle(config: "NeedleConfig", machine: Machine) -> None:
+    from lwm.evals.needle import run_needle
+
+    model, engine = open_model(config.model, machine)
+    with progress("needles") as report:
+
+        def on_cell(done: int, total: int, row: dict[str, Any]) -> None:
+            mark = "found" if row["correct"] else "missed"
+            report(done, total, f"{row['context_length']:,} tokens, {row['depth_percent']}%: {mark}")
+
+        outcome = run_needle(config, model, engine, on_cell)
+    show(outcome.table(), f"results.json, summary.json and heat_map.png are in {config.out}")
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb(
+        train,
+        "Train a model: a named run, with any of its fields changed.",
+        "lwm train tiny --data.path my_texts/ --steps 100 --out runs/mine",
+    ),
+    "eval needle": Verb(
+        eval_needle,
+        "Hide a number in a long text, ask for it, and chart where it is found.",
+        "lwm eval needle --model nano --haystack book.txt --context-lengths 1k..16k --out needles",
+    ),
+    "eval multi-needle": Verb(
+        eval_multi_needle,
+        "Hide several numbers in a long text, and ask for one or more of them.",
+        "lwm eval multi-needle --model nano --haystack book.txt --needles 4 --retrieve 2 --out several",
+    ),
+}
+
+ABOUT = "LWM: one transformer over long documents."
+HELP = ("-h", "--help")
+
+
+def overview(verbs: dict[str, Verb]) -> str:
+    """What `lwm --help` prints: each verb, its sentence, its example."""
+    lines = [f"  {name:<20}{verb.says}\n{'':22}{verb.example}" for name, verb in verbs.items()]
+    return "\n".join(["usage: lwm VERB ...", "", ABOUT, "", *lines, "", "Each verb explains itself: lwm VERB --help"])
+
+
+def dispatch(arguments: Arguments) -> int:
+    """Find the verb, one word or two, and hand it the rest of the line."""
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in VERBS:
+            return VERBS[name].call(arguments[words:]) or 0
+    first = arguments[0] if arguments else ""
+    family = {name: verb for name, verb in VERBS.items() if name.split()[0] == first}
+    if first in HELP or not arguments or (family and {*arguments[1:]} <= {*HELP}):
+        asked = bool({*arguments} & {*HELP})
+        print(overview(family or VERBS), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    typed = " ".join(arguments[: 2 if family else 1])
+    known = list(family) or [*VERBS, *(name.split(maxsplit=1)[0] for name in VERBS)]
+    near = difflib.get_close_matches(typed, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(family or VERBS)}"
+    raise UserError(f"there is no verb {typed!r}: {hint}")
+
+
+def main(arguments: Arguments | None = None) -> int:
+    """The console script. Bad input ends with code 2 and one sentence, Ctrl-C with 130; a bug keeps its traceback."""
+    try:
+        return dispatch(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"lwm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lwm: interrupted", file=sys.stderr)
+        return 130
