@@ -11,6 +11,7 @@ A comma separates what is tokenized apart; brackets mean: read, not learned; `+`
 one text with a separator; `<|bos|>` and `<|eos|>` stand for those tokens.
 """
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -232,24 +233,30 @@ class RecordExamples:
         self.bad_records = BadRecords(max_bad_records)
         self._source = source
         self._encoder = encoder
-        _probe(source.name, self._well_formed(), field_names(encoder.orders))
+        _probe(source.name, self._first_records(), field_names(encoder.orders))
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Example | None:
         try:
-            return self._encoder.encode(self._source[index], index)
+            return self.encode(index)
         except BadRecordError as bad:
             self.bad_records.add(bad)
             return None
 
-    def _well_formed(self) -> Iterator[Record]:
+    def encode(self, index: int) -> Example:
+        """The example of a record.
+
+        Raises:
+            BadRecordError: the record is malformed.
+        """
+        return self._encoder.encode(self._source[index], index)
+
+    def _first_records(self) -> Iterator[Record]:
         for index in range(min(PROBED_RECORDS, len(self._source))):
-            try:
+            with contextlib.suppress(BadRecordError):
                 yield self._source[index]
-            except BadRecordError as bad:
-                self.bad_records.add(bad)
 
 
 class StreamExamples:

@@ -1,0 +1,219 @@
+"""`lwm check`: read every record as training would, and show what the model would get."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional
+
+from lwm.core.batch import Batch
+from lwm.core.errors import UserError
+from lwm.data.examples import Example, RecordData, RecordExamples
+from lwm.data.loader import Loader
+from lwm.data.packing import LongDocuments, Weighting
+from lwm.data.sources import BadRecordError, FormatChoice
+from lwm.data.tokenizer import Tokenizer, load_tokenizer
+
+Progress = Callable[[int, int], None]
+
+SEGMENT_STYLES = ("cyan", "yellow", "green", "magenta", "bright_blue", "bright_red")
+#: Shown of each run of tokens, from its beginning and from its end.
+SHOWN_CHARACTERS = 160
+SHOWN_SEGMENTS = 12
+LISTED_BAD_RECORDS = 20
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Validate records, count their tokens, and show one packed batch: what sees what, and what is learned."""
+
+    #: a JSONL, text or Parquet file, a directory or a pattern
+    path: Positional[str]
+    #: which fields to read and learn: "[prompt],answer" learns the answer only
+    fields: tuple[str, ...] = ("text",)
+    #: "auto" goes by the suffix of the files
+    format: FormatChoice = "auto"
+    #: between fields joined by +
+    separator: str = " "
+    #: a tokenizer file or a model directory; by default the nano model's
+    tokenizer: Path | None = None
+    #: tokens a packed row
+    seq_len: int = 2048
+    #: rows of the batch that is shown
+    rows: int = 2
+    #: "examples": every example weighs the same; "tokens": every learned token does
+    weighting: Weighting = "examples"
+    #: what becomes of an example longer than a row
+    long_documents: LongDocuments = "split"
+
+
+@dataclass
+class CheckReport:
+    """What was found; rich renders it."""
+
+    config: CheckConfig
+    tokenizer: Tokenizer
+    num_records: int
+    #: record id -> what is wrong with it
+    bad: dict[str, str] = field(default_factory=dict)
+    #: ids in each usable record
+    lengths: list[int] = field(default_factory=list)
+    num_learned: int = 0
+    num_rows: int = 0
+    num_packed: int = 0
+    first: Batch | None = None
+    first_ids: list[list[str]] = field(default_factory=list)
+
+    def __rich__(self) -> RenderableType:
+        parts: list[RenderableType] = [_summary(self)]
+        if self.bad:
+            parts.append(_bad_table(self.bad))
+        if self.first is not None:
+            rows = range(len(self.first_ids))
+            parts += [_row_panel(self.first, row, self.first_ids[row], self.tokenizer) for row in rows]
+            parts.append(
+                Text("one colour a segment; ⟦learned⟧; … left out here; the rest of a row is padding", style="dim")
+            )
+        return Group(*parts)
+
+
+def check(config: CheckConfig, default_tokenizer: Path, progress: Progress | None = None) -> CheckReport:
+    """Read and pack every record once.
+
+    `progress` is called with the number of records read and their total.
+
+    Raises:
+        UserError: nothing to read, no such field, or no tokenizer.
+    """
+    tokenizer = load_tokenizer(config.tokenizer or default_tokenizer)
+    data = RecordData(config.path, config.fields, config.format, config.separator)
+    source = data.open(tokenizer)
+    if not isinstance(source, RecordExamples):
+        raise UserError(f"{config.path} is a stream: only records on this disk can be checked")
+    report = CheckReport(config, tokenizer, len(source))
+    loader = Loader(
+        _Examined(source, report, progress),
+        batch_size=config.rows,
+        seq_len=config.seq_len,
+        weighting=config.weighting,
+        long_documents=config.long_documents,
+        repeat=False,
+        shuffle=False,
+        prefetch=0,
+    )
+    for batch, record_ids in loader:
+        if report.first is None:
+            report.first, report.first_ids = batch, [ids for ids in record_ids if ids]
+        report.num_rows += sum(bool(ids) for ids in record_ids)
+        report.num_packed += int(np.count_nonzero(batch.segment_ids))
+    return report
+
+
+class _Examined:
+    """Passes examples on and notes what they are like."""
+
+    def __init__(self, source: RecordExamples, report: CheckReport, progress: Progress | None) -> None:
+        self._source = source
+        self._report = report
+        self._progress = progress
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example | None:
+        if self._progress is not None:
+            self._progress(index + 1, len(self))
+        try:
+            example = self._source.encode(index)
+        except BadRecordError as bad:
+            self._report.bad[bad.record_id] = bad.reason
+            return None
+        self._report.lengths.append(len(example.tokens))
+        self._report.num_learned += int(np.count_nonzero(example.loss_weights[1:]))
+        return example
+
+
+def _summary(report: CheckReport) -> Table:
+    config, lengths = report.config, np.array(report.lengths)
+    title = Text(f"{config.path}   fields {' | '.join(config.fields)}")
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_row("records", f"{report.num_records:,}")
+    table.add_row("malformed", Text(f"{len(report.bad):,}", style="bold red" if report.bad else "green"))
+    if not len(lengths):
+        return table
+    total = lengths.sum()
+    table.add_row("tokens", f"{total:,}")
+    table.add_row("learned", f"{report.num_learned:,}  ({report.num_learned / total:.1%})")
+    low, median, high = np.percentile(lengths, (5, 50, 95))
+    table.add_row("tokens a record: mean", f"{lengths.mean():,.1f}")
+    table.add_row(
+        "smallest, 5%, median, 95%, largest",
+        f"{lengths.min():,}  {low:,.0f}  {median:,.0f}  {high:,.0f}  {lengths.max():,}",
+    )
+    outcome = {"split": "split", "drop": "dropped", "truncate": "truncated"}[config.long_documents]
+    table.add_row(f"longer than {config.seq_len:,}, {outcome}", f"{np.count_nonzero(lengths - 1 > config.seq_len):,}")
+    if report.num_rows:
+        capacity = report.num_rows * config.seq_len
+        padded = np.minimum(lengths - 1, config.seq_len).mean() / config.seq_len
+        table.add_row(f"packed rows of {config.seq_len:,}", f"{report.num_rows:,}")
+        table.add_row("filled (one record a row would be)", f"{report.num_packed / capacity:.1%}  ({padded:.1%})")
+    return table
+
+
+def _bad_table(bad: dict[str, str]) -> Table:
+    table = Table(title=f"{len(bad):,} malformed", title_style="bold red", title_justify="left")
+    table.add_column("record", style="bold")
+    table.add_column("reason")
+    for record_id, reason in islice(bad.items(), LISTED_BAD_RECORDS):
+        table.add_row(Text(record_id), Text(reason))
+    if len(bad) > LISTED_BAD_RECORDS:
+        rest = Counter(reason for reason in islice(bad.values(), LISTED_BAD_RECORDS, None)).most_common(3)
+        kinds = "; ".join(f"{count:,} x {reason}" for reason, count in rest)
+        table.add_row("…", Text(f"{len(bad) - LISTED_BAD_RECORDS:,} more, most often: {kinds}"))
+    return table
+
+
+def _row_panel(batch: Batch, row: int, record_ids: list[str], tokenizer: Tokenizer) -> Panel:
+    text = Text()
+    for number, record_id in enumerate(record_ids[:SHOWN_SEGMENTS], start=1):
+        places = np.flatnonzero(batch.segment_ids[row] == number)
+        style = SEGMENT_STYLES[(number - 1) % len(SEGMENT_STYLES)]
+        text.append(f"{number} {record_id}, {len(places):,} tokens\n", style=f"bold reverse {style}")
+        ids = [batch.tokens[row, places[0]], *batch.targets[row, places]]
+        weights = [0.0, *batch.loss_weights[row, places]]
+        for shown, learned in _runs(ids, weights, tokenizer):
+            text.append(f"⟦{shown}⟧" if learned else shown, style=f"bold underline {style}" if learned else style)
+        text.append("\n")
+    if len(record_ids) > SHOWN_SEGMENTS:
+        text.append(f"… {len(record_ids) - SHOWN_SEGMENTS} more segments\n", style="dim")
+    used = np.count_nonzero(batch.segment_ids[row])
+    title = f"row {row + 1}: {len(record_ids)} segments, {used:,} of {batch.tokens.shape[1]:,} tokens"
+    return Panel(text, title=title, title_align="left")
+
+
+def _runs(ids: list[int], weights: list[float], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+    """Text of each run of tokens that are learned, or not."""
+    for learned, run in groupby(zip(ids, weights, strict=True), key=lambda pair: pair[1] > 0):
+        yield _shorten(_spell([int(token_id) for token_id, _ in run], tokenizer)), learned
+
+
+def _spell(ids: list[int], tokenizer: Tokenizer) -> str:
+    """Decode with bos and eos, which leave no trace in decoded text, spelled out."""
+    marks = {tokenizer.bos_id: "<|bos|>", tokenizer.eos_id: "<|eos|>"}
+    runs = groupby(ids, key=marks.get)
+    return "".join(tokenizer.decode(list(run)) if mark is None else mark * len(list(run)) for mark, run in runs)
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= 2 * SHOWN_CHARACTERS:
+        return text
+    return f"{text[:SHOWN_CHARACTERS]} … {text[-SHOWN_CHARACTERS:]}"
