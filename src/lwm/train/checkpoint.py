@@ -115,14 +115,13 @@ def require_same_shapes(where: str, stored: dict[str, tuple[int, ...]], expected
             raise UserError(f"{where} is of another model: {name} is {there} there and {here} in this run's model")
 
 
-def gather_json(values: dict[str, Any]) -> dict[str, Any]:
-    """The union of every process's dictionary, on every process. A collective: all processes must call it."""
+def gather_json(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every process's dictionary, on every process. A collective: all processes must call it."""
     if jax.process_count() == 1:
-        return values
+        return [values]
     own = np.frombuffer(json.dumps(values).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(own)))
     padded = np.zeros(int(lengths.max()), np.uint8)
     padded[: len(own)] = own
     everyone = multihost_utils.process_allgather(padded)
-    texts = [bytes(row[:length]) for row, length in zip(everyone, lengths, strict=True)]
-    return {key: value for text in texts for key, value in json.loads(text).items()}
+    return [json.loads(bytes(row[:length])) for row, length in zip(everyone, lengths, strict=True)]

@@ -1,6 +1,5 @@
 """From packed rows on the hosts to batches on the devices."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,31 +26,46 @@ class Fed:
 
 
 class Feed:
-    """The batches of a run; a process loads the rows that its devices hold, in the run's layout along T."""
+    """The batches of a run on a mesh (the one in force); a process loads the rows that its devices hold."""
 
     def __init__(self, run: Run, source: ExampleSource, mesh: Mesh):
         self.mesh = mesh
         self._shape = (run.batch_size, run.seq_len)
         self._placed = sharding(mesh, "batch", "tokens")
         self._rows = rows_here(self._placed, self._shape)
-        self._order = order(run.layout, run.seq_len, axis_size("tokens"))
         self._loader = Loader(
-            source, run.batch_size, run.seq_len, seed=run.seed, weighting=run.weighting, rows=self._rows
+            source,
+            batch_size=run.batch_size,
+            seq_len=run.seq_len,
+            seed=run.seed,
+            weighting=run.weighting,
+            long_documents=run.long_documents,
+            rows=self._rows,
+            order=order(run.layout, run.seq_len, axis_size("tokens")),
         )
 
+    def __enter__(self) -> "Feed":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loader.close()
+
     def next(self) -> Fed:
-        """The next batch."""
+        """The next batch.
+
+        Raises:
+            UserError: the records cannot be read or used.
+        """
         batch, record_ids = next(self._loader)
-        batch = jax.tree.map(self._place, batch.permute(self._order))
-        ids = {str(row): list(ids) for row, ids in zip(self._rows, record_ids, strict=True)}
-        return Fed(batch, ids, self._loader.get_state())
+        ids = {str(row): ids for row, ids in zip(self._rows, record_ids, strict=True)}
+        return Fed(jax.tree.map(self._place, batch), ids, self._loader.get_state())
 
     def get_state(self) -> dict[str, Any]:
-        """Where the loader stands."""
+        """Where the loader stands; of the rows of this process only."""
         return self._loader.get_state()
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where a loader stood; `state` may hold more rows than this process loads."""
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from where a loader of all rows stood."""
         self._loader.set_state(state)
 
     def _place(self, array: np.ndarray) -> jax.Array:

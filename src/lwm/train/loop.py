@@ -4,10 +4,10 @@ Both Ctrl-C and SIGTERM let the step in hand finish, save a checkpoint and retur
 """
 
 import functools
+import operator
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from jax.sharding import Mesh
 from lwm.core import params as declared
 from lwm.core.errors import UserError
 from lwm.core.mesh import make_mesh
-from lwm.data.examples import ExampleSource
+from lwm.data.examples import ExampleSource, ExampleStream
+from lwm.data.loader import merge_states
 from lwm.data.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lwm.model.transformer import declare
 from lwm.train.checkpoint import Checkpoints, gather_json, require_same_shapes, shapes_by_name
@@ -76,9 +77,9 @@ def train(run: Run, resume: bool = False) -> TrainResult:
     with jax.set_mesh(mesh):
         require_runnable(run, tokenizer)
         require_directory(run, resume)
-        feed = Feed(run, run.data.open(tokenizer), mesh)
+        source = run.data.open(tokenizer)
         open_directory(run)
-        with Checkpoints(run.checkpoints, run.keep_checkpoints) as checkpoints:
+        with Feed(run, source, mesh) as feed, Checkpoints(run.checkpoints, run.keep_checkpoints) as checkpoints:
             begin = resumed(run, checkpoints, feed, mesh) if resume else started(run, feed, mesh)
             with open_sinks(run, begin.step) as sinks:
                 hooks = make_hooks(run, tokenizer, mesh, sinks, checkpoints)
@@ -145,18 +146,23 @@ def make_hooks(
     ]
     if run.held_out is not None:
         measure = make_evaluation(run, run.held_out.open(tokenizer), mesh)
-        hooks.append((run.eval_every, lambda moment: sinks.write(moment.step, measure(moment.state.params))))
+
+        def evaluate(moment: Moment) -> None:
+            sinks.write(moment.step, measure(moment.state.params))
+            meter.restart()
+
+        hooks.append((run.eval_every, evaluate))
     return hooks
 
 
-def make_evaluation(run: Run, source: ExampleSource, mesh: Mesh) -> Callable[[Any], Values]:
+def make_evaluation(run: Run, source: ExampleSource | ExampleStream, mesh: Mesh) -> Callable[[Any], Values]:
     """The loss and accuracy of parameters on the same held-out batches each time."""
     eval_step = make_eval_step(run.model, run.compute, mesh)
 
     def measure(params: Any) -> Values:
-        feed = Feed(run, source, mesh)
-        batches = (feed.next().batch for _ in range(run.held_out_batches))
-        sums = functools.reduce(partial(jax.tree.map, jnp.add), (eval_step(params, batch) for batch in batches))
+        with Feed(run, source, mesh) as feed:
+            each = (eval_step(params, feed.next().batch) for _ in range(run.held_out_batches))
+            sums = functools.reduce(partial(jax.tree.map, jnp.add), each)
         return {f"held_out_{name}": value for name, value in as_values(summarize(sums, run.model.vocab)).items()}
 
     return measure
@@ -165,14 +171,12 @@ def make_evaluation(run: Run, source: ExampleSource, mesh: Mesh) -> Callable[[An
 def take_steps(
     run: Run, begin: Moment, feed: Feed, hooks: list[tuple[int, Hook]], checkpoints: Checkpoints
 ) -> tuple[Moment, int | None]:
-    """Step until the last step or a signal; return both. The next batch is packed meanwhile."""
+    """Step until the last step or a signal; return both."""
     train_step = make_train_step(run.model, run.compute, run.optimizer, feed.mesh, run.gradient_accumulation)
     now = begin
-    with Interruption() as interruption, ThreadPoolExecutor(max_workers=1) as packer:
-        upcoming = packer.submit(feed.next)
+    with Interruption() as interruption:
         while now.step < run.steps and not interruption.agreed():
-            fed = received(upcoming, run, now, checkpoints)
-            upcoming = packer.submit(feed.next)
+            fed = next_batch(run, now, feed, checkpoints)
             state, metrics = train_step(now.state, fed.batch)
             values = as_values(metrics)
             if not values.pop("finite"):
@@ -186,10 +190,10 @@ def take_steps(
     return now, interruption.signal if now.step < run.steps else None
 
 
-def received(upcoming: Future[Fed], run: Run, now: Moment, checkpoints: Checkpoints) -> Fed:
-    """The batch, once it is packed. If its records cannot be read, what was learned so far is saved."""
+def next_batch(run: Run, now: Moment, feed: Feed, checkpoints: Checkpoints) -> Fed:
+    """The next batch. If its records cannot be read, what was learned so far is saved."""
     try:
-        return upcoming.result()
+        return feed.next()
     except UserError:
         if jax.process_count() == 1:  # saving takes all processes, and the others did not fail
             save(run, now, checkpoints)
@@ -198,18 +202,18 @@ def received(upcoming: Future[Fed], run: Run, now: Moment, checkpoints: Checkpoi
 
 def save(run: Run, moment: Moment, checkpoints: Checkpoints) -> None:
     """Begin to save a checkpoint of a moment."""
-    checkpoints.save(moment.state, gather_json(moment.loader_state), run.to_json())
+    checkpoints.save(moment.state, merge_states(gather_json(moment.loader_state)), run.to_json())
 
 
 def report_not_finite(run: Run, step: int, values: Values, fed: Fed) -> str:
     """Write `bad_batch.json`; return the sentence that explains what happened."""
-    record_ids = gather_json(fed.record_ids)
+    record_ids = functools.reduce(operator.or_, gather_json(fed.record_ids))
     path = run.out / "bad_batch.json"
     if jax.process_index() == 0:
         write_json(path, {"step": step, **values, "record_ids": record_ids})
     return (
-        f"step {step}: the loss is {values['loss']:.6g} and its gradient's norm {values['gradient_norm']:.6g}; "
-        f"the step was not taken. The records of its batch are in {path}: mend them or lower the learning rate, and --resume"
+        f"step {step}: the loss is {values['loss']:.6g}, its gradient's norm {values['gradient_norm']:.6g}; the step "
+        f"was not taken. The records of its batch are in {path}: mend them, or lower the learning rate and --resume"
     )
 
 

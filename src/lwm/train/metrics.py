@@ -149,17 +149,21 @@ class WeightsAndBiases:
 
 
 class Meter:
-    """Tokens per second since the last reading."""
+    """Tokens per second of training, since it was last read or restarted."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was counted, and the time other work took."""
         self._tokens, self._since = 0, time.monotonic()
 
     def add(self, tokens: int) -> None:
+        """Count a step's tokens."""
         self._tokens += tokens
 
     def read(self) -> float:
-        """The rate, and start anew."""
-        now = time.monotonic()
-        rate = self._tokens / max(now - self._since, 1e-9)
-        self._tokens, self._since = 0, now
+        """The rate; counting starts anew."""
+        rate = self._tokens / max(time.monotonic() - self._since, 1e-9)
+        self.restart()
         return rate

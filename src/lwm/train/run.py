@@ -15,22 +15,23 @@ import jax
 from lwm.core.errors import UserError
 from lwm.core.layout import Layout, order
 from lwm.core.mesh import MeshShape, axis_size
-from lwm.data.examples import ExampleSource
+from lwm.data.examples import ExampleSource, ExampleStream
+from lwm.data.packing import LongDocuments, Weighting
 from lwm.data.tokenizer import Tokenizer
 from lwm.model.config import Compute, ModelConfig
 from lwm.train.optimizer import OptimizerConfig
 
 CONFIG = "config.json"
 
-#: what must stay the same for a resumed run to be the same run
-_IDENTITY = ("model", "data", "tokenizer", "batch_size", "seq_len", "weighting", "seed")
+#: what must stay the same for a resumed run to be the same run; the loader compares the settings of its own
+_IDENTITY = ("model", "data", "tokenizer")
 
 
 @runtime_checkable
 class Data(Protocol):
     """A frozen dataclass that says where examples come from."""
 
-    def open(self, tokenizer: Tokenizer) -> ExampleSource: ...
+    def open(self, tokenizer: Tokenizer) -> ExampleSource | ExampleStream: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Run:
     #: how a row is laid over the devices of sp; zigzag balances the causal mask's work
     layout: Layout = "zigzag"
     #: "examples": each example weighs the same, however long; "tokens": each learned token does
-    weighting: Literal["examples", "tokens"] = "examples"
+    weighting: Weighting = "examples"
+    #: documents longer than a row
+    long_documents: LongDocuments = "split"
     #: parts a batch is cut into to need less memory; results do not change
     gradient_accumulation: int = 1
     #: never trained on; its mean loss is reported

@@ -43,7 +43,7 @@ def abstract_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh) -
     chain = make_optimizer(optimizer, declaration)
     params = declared.abstract(declaration, jnp.float32, mesh)
     everywhere = sharding(mesh)
-    opt_state = optax.tree_utils.tree_map_params(
+    opt_state = optax.tree.map_params(
         chain,
         lambda moment, placed: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=placed),
         jax.eval_shape(chain.init, params),
@@ -86,15 +86,17 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradients, sums = accumulate(state.params, batch, model, compute, accumulation)
         metrics = summarize(sums, model.vocab)
-        gradient_norm = optax.global_norm(gradients)
+        gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
-        updates, opt_state = chain.update(gradients, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts into floats
+            updates, opt_state = chain.update(gradients, state.opt_state, state.params)
+            learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
         new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         return new, metrics | {
             "gradient_norm": gradient_norm,
-            "param_norm": optax.global_norm(new.params),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "param_norm": optax.tree.norm(new.params),
+            "learning_rate": learning_rate,
             "tokens": jnp.sum(batch.segment_ids > 0),
             "finite": finite,
         }
