@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lwm.core.errors import UserError
@@ -127,14 +129,22 @@ def open_model(name: str, machine: Machine) -> "tuple[LoadedModel, Engine]":
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[..., None]]:
-    """A bar on the terminal; yields the callback that moves it: `report(done, total, note)`."""
+    """A bar on the terminal; yields the callback that moves it, `report(done, total, note)`, and begins with it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None, note="")
-        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+    bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=None, note="")
+
+    def report(done: int, total: int, note: str = "") -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total, note=note)
+
+    try:
+        yield report
+    finally:
+        bar.stop()
 
 
 def show(*renderables: Any) -> None:
@@ -174,6 +184,23 @@ def _list_runs(asked: bool) -> int:
     return 0 if asked else 2
 
 
+def check(arguments: Arguments) -> int:
+    """`lwm check RECORDS`; 1 if any record is malformed."""
+    from lwm.data.check import CheckConfig
+    from lwm.data.check import check as check_records
+
+    (config,) = parse("check", arguments, CheckConfig)
+    with progress("records") as report:
+        found = check_records(config, nano_directory(), report)
+    show(found)
+    return 1 if found.bad else 0
+
+
+def nano_directory() -> Path:
+    """The model directory that comes with the package."""
+    return Path(str(resources.files("lwm").joinpath("nano", "weights")))
+
+
 def eval_needle(arguments: Arguments) -> None:
     """`lwm eval needle`."""
     from lwm.evals.needle import NeedleConfig
@@ -207,6 +234,11 @@ VERBS: dict[str, Verb] = {
         train,
         "Train a model: a named run, with any of its fields changed.",
         "lwm train tiny --data.path my_texts/ --steps 100 --out runs/mine",
+    ),
+    "check": Verb(
+        check,
+        "Validate records, count their tokens, and show one packed batch as training would see it.",
+        "lwm check records.jsonl --fields '[question],answer'",
     ),
     "eval needle": Verb(
         eval_needle,
