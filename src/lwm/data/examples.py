@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -50,6 +50,7 @@ class Example:
     record_id: str
 
 
+@runtime_checkable
 class ExampleSource(Protocol):
     """Examples by index. The loader asks for any index, in any order, from one thread.
 
@@ -63,6 +64,7 @@ class ExampleSource(Protocol):
         ...
 
 
+@runtime_checkable
 class ExampleStream(Protocol):
     """Examples in the one order they come in, resumable after any of them."""
 

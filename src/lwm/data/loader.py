@@ -48,7 +48,7 @@ class BatchSequence:
         shuffle: bool,
         order: np.ndarray | None,
     ) -> None:
-        indexed = hasattr(source, "__getitem__")
+        indexed = isinstance(source, ExampleSource)
         self.identity = {
             "source": getattr(source, "name", type(source).__name__),
             "records": len(source) if indexed else None,

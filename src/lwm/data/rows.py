@@ -7,7 +7,7 @@ by one. The state is where the window began and how many of its rows are out; re
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -20,6 +20,7 @@ from lwm.data.packing import Packing, Piece, cut, place
 PATIENCE = 1000
 
 
+@runtime_checkable
 class Cursor(Protocol):
     """A place in a sequence of records."""
 

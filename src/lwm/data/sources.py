@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -30,6 +30,9 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
     "text": (".txt", ".text", ".md", ".rst"),
     "parquet": (".parquet",),
 }
+
+#: What marks a directory written by `datasets`' save_to_disk.
+SAVED_DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
 
 #: Parquet row groups kept in memory, a group being what one read brings in.
 CACHED_ROW_GROUPS = 8
@@ -53,6 +56,7 @@ class Record:
     values: dict[str, Any]
 
 
+@runtime_checkable
 class RecordSource(Protocol):
     """Records by index."""
 
@@ -70,6 +74,7 @@ class RecordSource(Protocol):
         ...
 
 
+@runtime_checkable
 class RecordStream(Protocol):
     """Records in the one order they come in, resumable after any of them."""
 
@@ -112,8 +117,8 @@ class JsonLines:
 
     def __init__(self, file: Path) -> None:
         self.name = file.name
+        self._path = file
         self._offsets = index_lines(file)
-        self._file = open(file, "rb", buffering=0)  # noqa: SIM115 (open as long as the source lives)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -121,7 +126,8 @@ class JsonLines:
     def __getitem__(self, index: int) -> Record:
         start, end = self._offsets[index : index + 2].tolist()
         record_id = f"{self.name}:{index + 1}"
-        line = os.pread(self._file.fileno(), end - start, start)
+        with open(self._path, "rb", buffering=0) as file:  # kept open, thousands of shards would exhaust descriptors
+            line = os.pread(file.fileno(), end - start, start)
         if not line.strip():
             raise BadRecordError(record_id, "the line is empty")
         try:
@@ -303,7 +309,7 @@ def _open_files(files: Sequence[Path], kind: Format, columns: Sequence[str] | No
 
 
 def _is_hub(path: str, format: FormatChoice) -> bool:
-    saved = any((Path(path) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    saved = any((Path(path) / name).is_file() for name in SAVED_DATASET_FILES)
     return format == "datasets" or (format == "auto" and saved)
 
 
@@ -346,14 +352,15 @@ def _datasets() -> ModuleType:
 
 def _open_hub(path: str, split: str, subset: str | None, streaming: bool) -> Any:
     datasets = _datasets()
-    saved = [name for name in ("dataset_info.json", "dataset_dict.json") if (Path(path) / name).is_file()]
+    saved = any((Path(path) / name).is_file() for name in SAVED_DATASET_FILES)
     try:
         if not saved:
             return datasets.load_dataset(path, subset, split=split, streaming=streaming)
-        loaded = datasets.load_from_disk(path)
-        dataset = loaded[split] if "dataset_dict.json" in saved else loaded
-        return dataset.to_iterable_dataset() if streaming else dataset
-    except KeyError:
-        raise UserError(f"dataset {path} has no split {split!r}; it has {', '.join(loaded)}") from None
+        dataset = datasets.load_from_disk(path)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"cannot open dataset {path!r} (split {split!r}): {error}") from error
+    if isinstance(dataset, dict):
+        if split not in dataset:
+            raise UserError(f"dataset {path} has no split {split!r}; it has {', '.join(dataset)}")
+        dataset = dataset[split]
+    return dataset.to_iterable_dataset() if streaming else dataset

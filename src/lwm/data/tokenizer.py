@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import sentencepiece
 import tokenizers
@@ -17,6 +17,7 @@ BOS_NAMES = ("<s>", "<|bos|>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", 
 EOS_NAMES = ("</s>", "<|eos|>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of the system asks of a tokenizer."""
 
@@ -82,9 +83,10 @@ class SentencePieceTokenizer:
     """A sentencepiece `.model`. Its control tokens cannot be spelled out in a text."""
 
     def __init__(self, file: Path) -> None:
+        content = file.read_bytes()
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
-        except (RuntimeError, OSError) as error:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content or b"empty")
+        except RuntimeError as error:
             raise UserError(f"{file} is not a readable sentencepiece model") from error
         self.size = self._processor.get_piece_size()
         self.bos_id = self._if_present(self._processor.bos_id())

@@ -1,0 +1,142 @@
+import logging
+
+import numpy as np
+import pytest
+
+from lwm.core.errors import UserError
+from lwm.data.examples import BOS, EOS, Encoder, Part, RecordData, parse_fields
+from lwm.data.packing import Packing, cut
+from lwm.data.sources import BadRecordError, Record
+
+CHAT = {"system": "Hi.", "prompt": "2+2?", "answer": "4!"}
+
+
+def spelled(example, tokenizer):
+    """Characters of the example: learned ones in capitals' place, marked by a following underscore."""
+    marks = {tokenizer.bos_id: "<", tokenizer.eos_id: ">"}
+    return "".join(
+        marks.get(token_id, chr(token_id)) + ("_" if weight else "")
+        for token_id, weight in zip(example.tokens.tolist(), example.loss_weights.tolist(), strict=True)
+    )
+
+
+def encode(tokenizer, fields, **options):
+    return Encoder(tokenizer, (parse_fields(fields),), **options).encode(Record("r:1", CHAT), 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "expected"),
+    [
+        ("answer", {}, "<4_!_>_"),
+        ("[prompt],answer", {}, "<2+2?4_!_>_"),
+        ("[system+prompt],answer", {}, "<Hi. 2+2?4_!_>_"),
+        ("[system+prompt],answer", {"separator": "|"}, "<Hi.|2+2?4_!_>_"),
+        (" [system + prompt] , answer ", {}, "<Hi. 2+2?4_!_>_"),
+        ("[prompt],answer", {"add_bos": False, "add_eos": False}, "2+2?4_!_"),
+        ("[<|bos|>],[prompt],answer,[<|eos|>]", {}, "<2+2?4_!_>"),
+        ("[prompt],answer,<|eos|>,[system]", {"add_eos": False}, "<2+2?4_!_>_Hi."),
+        ("prompt,[answer]", {}, "<2_+_2_?_4!>_"),
+    ],
+)
+def test_the_grammar(fields, options, expected, byte_tokenizer):
+    assert spelled(encode(byte_tokenizer, fields, **options), byte_tokenizer) == expected
+
+
+def test_the_grammar_parses_into_parts():
+    assert parse_fields("[a+b],c,<|eos|>") == (Part(("a", "b"), False), Part(("c",), True), Part((EOS,), True))
+    assert parse_fields("<|bos|>")[0].names == (BOS,)
+
+
+@pytest.mark.parametrize("fields", ["", "a,,b", "a+", "[a", "a]", "[a,b]", "[]"])
+def test_malformed_fields_are_refused(fields):
+    with pytest.raises(UserError, match="fields"):
+        parse_fields(fields)
+
+
+def test_a_truncated_record_keeps_its_mask_aligned(byte_tokenizer):
+    """LWM's mask slips by one where a record is cut; every cut must leave each target its own weight."""
+    whole = encode(byte_tokenizer, "[prompt],answer,[system],prompt")
+    learned = dict(enumerate(whole.loss_weights > 0))
+    for seq_len in range(1, len(whole.tokens) + 1):
+        for long_documents in ("split", "truncate"):
+            packing = Packing(seq_len, weighting="tokens", long_documents=long_documents)
+            place = 0
+            for piece in cut(whole, packing):
+                for token, target, weight in zip(piece.tokens, piece.targets, piece.loss_weights, strict=True):
+                    assert (token, target) == (whole.tokens[place], whole.tokens[place + 1])
+                    assert (weight > 0) == learned[place + 1]
+                    place += 1
+
+
+def test_a_tokenizer_without_special_tokens(byte_tokenizer):
+    byte_tokenizer.bos_id = byte_tokenizer.eos_id = None
+    assert encode(byte_tokenizer, "answer").tokens.tolist() == list(b"4!")
+    with pytest.raises(UserError, match=r"<\|eos\|>, which this tokenizer does not have"):
+        encode(byte_tokenizer, "answer,<|eos|>")
+
+
+def test_orders_are_drawn_by_seed_and_index_alone(byte_tokenizer):
+    orders = (parse_fields("prompt"), parse_fields("answer"), parse_fields("system"))
+
+    def drawn(seed):
+        encoder = Encoder(byte_tokenizer, orders, seed=seed)
+        return [encoder.encode(Record("r", CHAT), index).tokens.tobytes() for index in range(200)]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+    counts = np.unique(drawn(0), return_counts=True)[1]
+    assert len(counts) == 3
+    assert counts.min() > 40
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "field 'answer' is null, not text"),
+        (["4"], "field 'answer' is list, not text"),
+        (True, "field 'answer' is bool, not text"),
+    ],
+)
+def test_a_field_that_is_not_text_is_a_bad_record(value, reason, byte_tokenizer):
+    encoder = Encoder(byte_tokenizer, (parse_fields("[prompt],answer"),))
+    with pytest.raises(BadRecordError, match=reason):
+        encoder.encode(Record("r:1", {**CHAT, "answer": value}), 0)
+
+
+def test_half_a_character_is_a_bad_record(byte_tokenizer):
+    encoder = Encoder(byte_tokenizer, (parse_fields("answer"),))
+    with pytest.raises(BadRecordError, match="not valid Unicode"):
+        encoder.encode(Record("r:1", {"answer": "\ud800"}), 0)
+
+
+def test_numbers_are_read_as_text(byte_tokenizer):
+    encoder = Encoder(byte_tokenizer, (parse_fields("answer"),))
+    assert bytes(encoder.encode(Record("r:1", {"answer": 42}), 0).tokens[1:-1].tolist()) == b"42"
+
+
+def test_malformed_records_are_counted_named_and_skipped_up_to_a_limit(write_jsonl, byte_tokenizer, caplog):
+    file = write_jsonl(CHAT, "{broken", {"prompt": "no answer"}, CHAT, "[]")
+    source = RecordData(str(file), "[prompt],answer", max_bad_records=2).open(byte_tokenizer)
+    with caplog.at_level(logging.WARNING, "lwm.data"):
+        assert source[0] is not None
+        assert [source[index] for index in (1, 2, 1, 1)] == [None] * 4
+        assert source[3] is not None
+    assert list(source.bad_records.reasons) == ["records.jsonl:2", "records.jsonl:3"]
+    assert len(caplog.messages) == 2
+    assert "skipped records.jsonl:3: no field 'answer'; it has prompt" in caplog.messages
+    with pytest.raises(UserError, match=r"max_bad_records=2 .*jsonl:2: not JSON.*jsonl:3: no field"):
+        source[4]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_field_that_no_record_has_is_refused_at_once(streaming, write_jsonl, byte_tokenizer):
+    file = write_jsonl(*[CHAT] * 20)
+    with pytest.raises(UserError, match=r"no field 'anwser' in the first 16 records; they have answer, prompt, system"):
+        RecordData(str(file), "[prompt],anwser", streaming=streaming).open(byte_tokenizer)
+
+
+def test_one_order_may_be_given_as_one_string(write_jsonl, byte_tokenizer):
+    file = write_jsonl(CHAT)
+    one = RecordData(str(file), "[prompt],answer").open(byte_tokenizer)[0]
+    listed = RecordData(str(file), ("[prompt],answer",)).open(byte_tokenizer)[0]
+    assert one.tokens.tolist() == listed.tokens.tolist()

@@ -1,0 +1,169 @@
+import builtins
+import itertools
+import json
+
+import datasets
+import numpy as np
+import pyarrow
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from lwm.core.errors import UserError
+from lwm.data import sources
+from lwm.data.sources import BadRecordError, index_lines, open_records, stream_records
+
+ROWS = [{"text": f"row {number}", "number": number} for number in range(23)]
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@given(content=st.binary(max_size=60).map(lambda content: content.replace(b"\x01", b"\n")), block=st.integers(1, 9))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_line_index_agrees_with_splitting_whatever_the_block(content, block, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "SCAN_BLOCK_BYTES", block)
+    file = tmp_path / "lines"
+    file.write_bytes(content)
+    offsets = index_lines(file)
+    lines = [content[start:end] for start, end in itertools.pairwise(offsets)]
+    assert b"".join(lines) == content
+    assert all(line.count(b"\n") == 1 and line.endswith(b"\n") for line in lines[:-1])
+    assert all(lines)
+
+
+@pytest.mark.parametrize("ending", ["\n", "", "\r\n"])
+def test_jsonl_by_index_with_or_without_a_last_newline(ending, tmp_path):
+    file = tmp_path / "records.jsonl"
+    file.write_bytes(("\n".join(json.dumps(row) for row in ROWS) + ending).encode())
+    source = open_records(str(file))
+    assert len(source) == len(ROWS)
+    for index in np.random.default_rng(0).permutation(len(ROWS)).tolist():
+        record = source[index]
+        assert (record.record_id, record.values) == (f"records.jsonl:{index + 1}", ROWS[index])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": "cut off', "not JSON"),
+        ("", "the line is empty"),
+        ("[1, 2]", "a JSON list, not an object"),
+        ("[" * 100_000, "not JSON"),
+        (b'{"text": "\xff\xfe"}'.decode("latin1"), None),
+    ],
+)
+def test_a_malformed_line_is_named_and_its_neighbours_are_not(line, reason, tmp_path):
+    file = tmp_path / "records.jsonl"
+    file.write_bytes(b'{"text": "before"}\n' + line.encode("latin1") + b'\n{"text": "after"}\n')
+    source = open_records(str(file))
+    assert [source[0].values["text"], source[2].values["text"]] == ["before", "after"]
+    with pytest.raises(BadRecordError, match=reason) as raised:
+        source[1]
+    assert raised.value.record_id == "records.jsonl:2"
+
+
+def test_text_files_of_a_directory_are_records_in_order(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.md").write_text("first ☕")
+    (tmp_path / "sub" / "c.txt").write_bytes(b"\xff not utf-8")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    source = open_records(str(tmp_path))
+    assert [source[index].values for index in range(2)] == [{"text": "first ☕"}, {"text": "second"}]
+    assert len(source) == 3
+    with pytest.raises(BadRecordError, match="UTF-8"):
+        source[2]
+
+
+def test_parquet_by_row_group_reads_only_the_columns_asked_for(tmp_path):
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), file, row_group_size=5)
+    source = open_records(str(file), columns=["text", "absent"])
+    assert len(source) == len(ROWS)
+    for index in (22, 0, 4, 5, 14, 9):
+        assert source[index].values == {"text": f"row {index}"}
+        assert source[index].record_id == f"rows.parquet:{index + 1}"
+
+
+def test_a_pattern_joins_files_of_one_format(write_jsonl, tmp_path):
+    write_jsonl(*ROWS[:3], name="a.jsonl")
+    write_jsonl(*ROWS[3:5], name="b.jsonl")
+    source = open_records(str(tmp_path / "*.jsonl"))
+    ids = [source[index].record_id for index in range(len(source))]
+    assert ids == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1", "b.jsonl:2"]
+    assert [source[index].values for index in range(5)] == ROWS[:5]
+
+
+def test_a_saved_hugging_face_dataset_is_found_by_its_directory(tmp_path):
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
+    source = open_records(str(tmp_path / "saved"))
+    assert [source[index].values for index in range(len(source))] == ROWS
+    stream = stream_records(str(tmp_path / "saved"))
+    assert [record.values for record in stream] == ROWS
+    with pytest.raises(UserError, match="no split 'test'; it has train"):
+        open_records(str(tmp_path / "saved"), split="test")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_stream_resumes_after_any_record(kind, write_jsonl, tmp_path):
+    file = write_jsonl(*ROWS)
+    if kind == "parquet":
+        file = tmp_path / "rows.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), file, row_group_size=5)
+    stream = stream_records(str(file))
+    states, records = [stream.get_state()], []
+    for _ in ROWS:
+        records.append(stream.read())
+        states.append(json.loads(json.dumps(stream.get_state())))
+    assert [record.values for record in records] == ROWS
+    for place, state in enumerate(states):
+        resumed = stream_records(str(file))
+        resumed.set_state(state)
+        assert list(resumed) == records[place:]
+    stream.set_state(None)
+    assert list(stream) == records
+
+
+@pytest.mark.slow  # the library retries for five seconds
+def test_a_stream_of_malformed_json_is_refused(write_jsonl):
+    with pytest.raises(UserError, match=r"cannot (read record 1|open)"):
+        list(stream_records(str(write_jsonl("{broken", "{worse"))))
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
+    imported = builtins.__import__
+
+    def absent(name, *rest, **named):
+        if name == "datasets":
+            raise ImportError(name)
+        return imported(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(UserError, match=r"pip install 'lwm\[datasets\]'"):
+        open_records("somebody/something", "datasets")
+
+
+def test_what_cannot_be_read_is_refused_by_name(tmp_path, write_jsonl):
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1")
+    binary = tmp_path / "model.bin"
+    binary.touch()
+    with pytest.raises(UserError, match=r"empty\.jsonl holds no records"):
+        open_records(str(empty))
+    with pytest.raises(UserError, match=r"broken\.parquet is not a readable Parquet file"):
+        open_records(str(broken))
+    with pytest.raises(UserError, match=r"model\.bin does not tell its format"):
+        open_records(str(binary))
+    with pytest.raises(UserError, match="no such file or directory; for a Hugging Face dataset"):
+        open_records("somebody/something")
+    with pytest.raises(UserError, match="mixes formats"):
+        write_jsonl(*ROWS)
+        open_records(str(tmp_path))
