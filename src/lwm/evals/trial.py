@@ -1,0 +1,135 @@
+"""One question of the needle test: which numbers are hidden where, in what text, and the prompt that asks for them.
+
+A trial is a function of the seed and its cell, of nothing else: any cell of a finished grid can be built again alone.
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from lwm.core.errors import UserError
+from lwm.data.tokenizer import Tokenizer
+from lwm.evals.haystack import Haystack
+from lwm.infer.prompts import encode, needle, needle_prompt
+
+CITIES = (
+    "Amsterdam", "Athens", "Baghdad", "Bangkok", "Barcelona", "Beijing", "Berlin", "Bogota", "Boston", "Brussels",
+    "Budapest", "Cairo", "Chicago", "Copenhagen", "Dallas", "Delhi", "Dublin", "Geneva", "Havana", "Helsinki",
+    "Istanbul", "Jakarta", "Karachi", "Lagos", "Lima", "Lisbon", "London", "Los Angeles", "Madrid", "Manila",
+    "Melbourne", "Mexico City", "Miami", "Milan", "Montreal", "Moscow", "Mumbai", "Nairobi", "New York", "Oslo",
+    "Paris", "Prague", "Rome", "San Francisco", "Santiago", "Seattle", "Seoul", "Shanghai", "Singapore", "Stockholm",
+    "Sydney", "Taipei", "Tokyo", "Toronto", "Vancouver", "Vienna", "Warsaw", "Zurich",
+)  # fmt: skip
+
+Prompt = tuple[str, tuple[int, ...]]  # the text and its ids
+
+#: a prompt is never longer than its context length leaves room for, and at most this many tokens shorter
+LENGTH_TOLERANCE = 8
+_MAX_FITTINGS = 12
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the grid. `depth_percent` is the share of the haystack's tokens before the (first asked) needle."""
+
+    context_length: int
+    depth_percent: int
+    round: int
+
+    def seed(self, base: int) -> int:
+        """The cell's own seed, unrelated to its neighbours'."""
+        name = f"{base}/{self.context_length}/{self.depth_percent}/{self.round}"
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cell's question: `cities` asked for, the `numbers` that answer it, and the prompt as the model reads it."""
+
+    cell: Cell
+    seed: int
+    cities: tuple[str, ...]
+    numbers: tuple[str, ...]
+    text: str
+    prompt: tuple[int, ...]
+
+
+def build_trial(
+    cell: Cell,
+    haystack: Haystack,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    answer_tokens: int,
+    needles: int = 1,
+    retrieve: int = 1,
+) -> Trial:
+    """Hide `needles` numbers in a window of the haystack and ask for `retrieve` of them.
+
+    The window starts at a line drawn by the cell's seed and is as long as fits: prompt and `answer_tokens` together
+    take `context_length` tokens, or up to `LENGTH_TOLERANCE` fewer. The first city asked for lies at the cell's
+    depth, all other needles at depths drawn at random; each is put at the line or sentence end nearest to its depth.
+
+    Raises:
+        UserError: the needles, the question and the answer alone are longer than the context.
+    """
+    own_seed = cell.seed(seed)
+    rng = random.Random(own_seed)
+    cities = rng.sample(CITIES, needles)
+    numbers = [str(rng.randrange(1_000_000, 10_000_000)) for _ in cities]
+    depths = [cell.depth_percent / 100, *(rng.random() for _ in cities[1:])]
+    start = rng.randrange(len(haystack.boundaries) - 1)
+    asked = rng.sample(range(retrieve), retrieve)
+
+    def prompt(context_tokens: float) -> tuple[str, tuple[int, ...]]:
+        sentences = [needle(city, number) for city, number in zip(cities, numbers, strict=True)]
+        context = _hide(haystack, start, context_tokens, sentences, depths)
+        text = needle_prompt(context, [cities[i] for i in asked], needles)
+        return text, tuple(encode(tokenizer, text))
+
+    text, ids = _fit(prompt, cell.context_length, answer_tokens)
+    return Trial(cell, own_seed, tuple(cities[i] for i in asked), tuple(numbers[i] for i in asked), text, ids)
+
+
+def _fit(prompt: Callable[[float], Prompt], context_length: int, answer_tokens: int) -> Prompt:
+    """The longest prompt that leaves room for the answer, found by measuring: tokens do not add up across seams."""
+    room = context_length - answer_tokens
+    best = prompt(0)
+    if len(best[1]) > room:
+        raise UserError(
+            f"context length {context_length} is too short: needles and question take {len(best[1])} tokens "
+            f"and the answer {answer_tokens}"
+        )
+    fits, exceeds, tokens = 0.0, math.inf, float(room - len(best[1]))
+    for _ in range(_MAX_FITTINGS):
+        tried = prompt(tokens)
+        spare = room - len(tried[1])
+        if spare >= 0:
+            best, fits = max(best, tried, key=lambda prompt: len(prompt[1])), max(fits, tokens)
+        else:
+            exceeds = min(exceeds, tokens)
+        if 0 <= spare <= LENGTH_TOLERANCE:
+            break
+        tokens += spare
+        if not fits < tokens < exceeds:
+            tokens = (fits + exceeds) / 2
+    return best
+
+
+def _hide(haystack: Haystack, start: int, tokens: float, needles: Sequence[str], depths: Sequence[float]) -> str:
+    """The window of about `tokens` tokens that starts at a boundary, with each needle at its depth."""
+    first = int(haystack.boundaries[start])
+    before = float(haystack.tokens_before[start])
+    last = max(first, haystack.place(before + tokens))
+    places = []
+    for depth in depths:
+        wanted = haystack.place(before + depth * tokens)
+        places.append(min(first, last, haystack.nearest_boundary(wanted), key=lambda place: abs(place - wanted)))
+    order = sorted(range(len(needles)), key=lambda i: places[i])
+    cuts = [first, *(places[i] for i in order), last]
+    pieces = [haystack.between(a, b) for a, b in pairwise(cuts)]
+    hidden = (piece + needles[i] for piece, i in zip(pieces, order, strict=False))
+    return "".join(hidden) + pieces[-1]
