@@ -1,5 +1,6 @@
 """From packed rows on the hosts to batches on the devices."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from lwm.core.batch import Batch
 from lwm.core.layout import order
 from lwm.core.mesh import axis_size, sharding
-from lwm.data.examples import ExampleSource
+from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.loader import Loader
 from lwm.train.run import Run
 
@@ -28,7 +29,7 @@ class Fed:
 class Feed:
     """The batches of a run on a mesh (the one in force); a process loads the rows that its devices hold."""
 
-    def __init__(self, run: Run, source: ExampleSource, mesh: Mesh):
+    def __init__(self, run: Run, source: ExampleSource | ExampleStream, mesh: Mesh):
         self.mesh = mesh
         self._shape = (run.batch_size, run.seq_len)
         self._placed = sharding(mesh, "batch", "tokens")
@@ -71,7 +72,7 @@ class Feed:
     def _place(self, array: np.ndarray) -> jax.Array:
         """Rows of this process -> its shards of the global array (several processes may hold parts of one row)."""
 
-        def shard(index: tuple[slice, slice]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             wanted = range(*index[0].indices(self._shape[0]))
             return array[np.searchsorted(self._rows, wanted), index[1]]
 
@@ -80,5 +81,5 @@ class Feed:
 
 def rows_here(placed: NamedSharding, shape: tuple[int, int]) -> list[int]:
     """The global rows that devices of this process hold, in order."""
-    shards = placed.addressable_devices_indices_map(shape).values()
+    shards: Iterable[Any] = placed.addressable_devices_indices_map(shape).values()
     return sorted({row for index in shards for row in range(*index[0].indices(shape[0]))})

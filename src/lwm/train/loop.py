@@ -29,7 +29,7 @@ from lwm.data.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lwm.model.transformer import declare
 from lwm.train.checkpoint import Checkpoints, gather_json, require_same_shapes, shapes_by_name
 from lwm.train.feed import Fed, Feed
-from lwm.train.metrics import JsonLines, Meter, Screen, Sinks, TensorBoard, WeightsAndBiases
+from lwm.train.metrics import JsonLines, Meter, Screen, Sink, Sinks, TensorBoard, WeightsAndBiases
 from lwm.train.run import Run, open_directory, require_directory, require_runnable, saved_steps, write_json
 from lwm.train.step import Metrics, TrainState, abstract_state, init_state, make_eval_step, make_train_step, summarize
 from lwm.weights.store import load_model, save_model
@@ -126,8 +126,10 @@ def open_sinks(run: Run, start: int) -> Sinks:
     """Where this run's numbers go; the first process speaks for all."""
     if jax.process_index():
         return Sinks()
-    sinks = [Screen(run.name, start, run.steps), JsonLines(run.out, start), TensorBoard(run.out, start)]
-    return Sinks(*sinks, *([WeightsAndBiases(run.name, run.out, run.to_json())] if run.wandb else []))
+    sinks: list[Sink] = [JsonLines(run.out, start), TensorBoard(run.out, start)]
+    if run.wandb:
+        sinks.append(WeightsAndBiases(run.name, run.out, run.to_json()))
+    return Sinks(*sinks, Screen(run.name, start, run.steps))
 
 
 def make_hooks(
