@@ -1,0 +1,56 @@
+"""The words around a question, as LWM's models learned them. Training data, chat and evals all take them from here.
+
+Each function returns the text up to where the model's answer begins. Every space counts.
+"""
+
+from collections.abc import Sequence
+
+from lwm.data.tokenizer import Tokenizer
+
+SYSTEM = "You are a helpful assistant."
+SHORT_ANSWER = (
+    "Don't give information outside the document or repeat your findings. Keep your response short and direct."
+)
+ALL_ANSWERS = "Don't give information outside the document."
+
+
+def chat(question: str) -> str:
+    """A question by itself."""
+    return f"{SYSTEM} USER: {question} ASSISTANT:"
+
+
+def document(context: str, question: str) -> str:
+    """A question about a document, which stands before it: the prompt of LWM's needle test."""
+    return f"{document_head(context)} {question} {SHORT_ANSWER} ASSISTANT: "
+
+
+def document_head(context: str) -> str:
+    """What all questions about one document begin with: a session reads it once."""
+    return f"{SYSTEM} USER: {context}"
+
+
+def next_turn(conversation: str, answer: str, question: str) -> str:
+    """The next question after `conversation` (the previous prompt) was answered by `answer`."""
+    return f"{conversation.rstrip()} {answer} USER: {question} ASSISTANT:"
+
+
+def needle(city: str, number: str | int) -> str:
+    """The sentence to hide in a haystack."""
+    return f"\nThe special magic {city} number is: {number}\n"
+
+
+def needle_prompt(context: str, cities: Sequence[str], num_needles: int = 1) -> str:
+    """Ask for the numbers of `cities` in a context that holds `num_needles`: LWM's single- or multi-needle prompt."""
+    if max(len(cities), num_needles) == 1:
+        return document(context, f"What is the special magic {cities[0]} number?")
+    if len(cities) == 1:
+        question = f"What is the special magic number for {cities[0]}?"
+    else:
+        question = f"What are the special magic numbers for {', '.join(cities[:-1])}, and {cities[-1]}?"
+    return f"{document_head(context)} {question} {ALL_ANSWERS} ASSISTANT: "
+
+
+def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The ids of a prompt as a model reads it: behind the tokenizer's beginning-of-sequence id, if it has one."""
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return bos + tokenizer.encode(prompt)
