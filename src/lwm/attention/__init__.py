@@ -1,7 +1,5 @@
 """Attention, on one device or many: one contract, one way in. See `attention`."""
 
-from functools import partial
-
 import jax
 from jaxtyping import Array, Float
 
@@ -73,7 +71,7 @@ def _all_to_all_degree(config: AttentionConfig, num_devices: int, num_heads: int
     heads, kv_heads = num_heads // ways, num_kv_heads // ways
     if heads % degree or (kv_heads % degree and degree % kv_heads):
         raise UserError(
-            f"{config.context} attention cannot share {heads} heads and {kv_heads} key-value heads (per tp device) among "
-            f"{degree} devices: they must divide evenly; use context 'ring', or another degree or mesh"
+            f"{config.context} attention cannot share {heads} heads and {kv_heads} key-value heads (per tp device) "
+            f"among {degree} devices evenly: use context 'ring', or another degree or mesh"
         )
     return degree

@@ -16,6 +16,7 @@ from lwm.attention import ring
 from lwm.attention.blockwise import Output
 from lwm.attention.config import AttentionConfig
 from lwm.attention.mask import AttentionMask
+from lwm.core.mesh import SEQUENCE_AXIS
 
 
 def attend(
@@ -33,15 +34,11 @@ def attend(
     """
     if degree == 1:
         return ring.attend(q, k, v, mask, config)
-    groups = _groups(degree)
     repeats = max(1, degree // k.shape[2])
-    to_heads = partial(
-        lax.all_to_all, axis_name=ring.AXIS, split_axis=2, concat_axis=1, axis_index_groups=groups, tiled=True
-    )
-    to_tokens = partial(
-        lax.all_to_all, axis_name=ring.AXIS, split_axis=1, concat_axis=2, axis_index_groups=groups, tiled=True
-    )
-    gather = partial(lax.all_gather, axis_name=ring.AXIS, axis=1, axis_index_groups=groups, tiled=True)
+    group = {"axis_name": SEQUENCE_AXIS, "axis_index_groups": _groups(degree), "tiled": True}
+    to_heads = partial(lax.all_to_all, split_axis=2, concat_axis=1, **group)
+    to_tokens = partial(lax.all_to_all, split_axis=1, concat_axis=2, **group)
+    gather = partial(lax.all_gather, axis=1, **group)
     k, v = (jnp.repeat(array, repeats, axis=2) for array in (k, v))
     results = ring.attend(to_heads(q), to_heads(k), to_heads(v), jax.tree.map(gather, mask), config, degree)
     out, log_sum_exp = (to_tokens(result) for result in results)
@@ -50,5 +47,5 @@ def attend(
 
 def _groups(degree: int) -> list[list[int]]:
     """Neighbouring ranks, `degree` at a time."""
-    size = lax.axis_size(ring.AXIS)
+    size = lax.axis_size(SEQUENCE_AXIS)
     return [list(range(first, first + degree)) for first in range(0, size, degree)]

@@ -130,16 +130,17 @@ def backward(
             )
             scores = _scores(rows, my_keys, None if whole else (queries.one(other), mine))
             weights = jnp.exp(scores - row_sums)
-            dv = dv + _matmul("BKTS,BKTh->BKSh", weights.astype(q.dtype), d_rows)
+            dv = dv + _matmul("BKTh,BKTS->BKhS", d_rows, weights.astype(q.dtype))
             d_weights = _matmul("BKTh,BKSh->BKTS", d_rows, my_values)
             d_scores = (weights * (d_weights - row_pulls) * scale).astype(q.dtype)
-            dk = dk + _matmul("BKTS,BKTh->BKSh", d_scores, rows)
+            dk = dk + _matmul("BKTh,BKTS->BKhS", rows, d_scores)
             return _update(dq, _matmul("BKTS,BKSh->BKTh", d_scores, my_keys), start, jnp.add), dk, dv
 
         dq, dk, dv = gradients
-        zeros = jnp.zeros_like(my_keys, jnp.float32)
+        # Gathered with tokens last: a matmul whose small side is the transposed one is nearly twice as fast on a CPU.
+        zeros = jnp.zeros_like(my_keys.mT, jnp.float32)
         dq, my_dk, my_dv = _visit(visits, tile, (dq, zeros, zeros))
-        return dq, _update(dk, my_dk, start, jnp.add), _update(dv, my_dv, start, jnp.add)
+        return dq, _update(dk, my_dk.mT, start, jnp.add), _update(dv, my_dv.mT, start, jnp.add)
 
     gradients = tuple(jnp.zeros_like(array, jnp.float32) for array in (q, k, v))
     return lax.fori_loop(0, keys.count, key_block, gradients)

@@ -13,7 +13,7 @@ def merge(
     other_out: Float[Array, "B T H h"],
     other_log_sum_exp: Float[Array, "B T H"],
 ) -> tuple[Float[Array, "B T H h"], Float[Array, "B T H"]]:
-    """The output and log-sum-exp over the union, in float32. Two queries that see nothing make one that sees nothing."""
+    """The output and log-sum-exp over the union, in float32; nothing and nothing make nothing."""
     highest = jnp.maximum(log_sum_exp, other_log_sum_exp)
     weight, other_weight = jnp.exp(log_sum_exp - highest), jnp.exp(other_log_sum_exp - highest)
     total = weight + other_weight

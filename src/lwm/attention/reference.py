@@ -17,7 +17,7 @@ def attend(
         The output in the dtype of `q`, and the float32 log-sum-exp of each query's scores. A query that sees no key
         gets zeros and `NOTHING`.
     """
-    batch, num_queries, num_heads, width = q.shape
+    batch, num_queries, _, width = q.shape
     grouped = q.astype(jnp.float32).reshape(batch, num_queries, k.shape[2], -1, width)
     seen = mask.dense()[:, None, None]
     scores = jnp.einsum("BTKGh,BSKh->BKGTS", grouped, k.astype(jnp.float32)) / width**0.5

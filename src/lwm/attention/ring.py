@@ -20,9 +20,8 @@ from lwm.attention.config import AttentionConfig
 from lwm.attention.kernels import KERNELS
 from lwm.attention.mask import AttentionMask
 from lwm.attention.merge import NOTHING, merge
-from lwm.core.mesh import LOGICAL_AXES
+from lwm.core.mesh import SEQUENCE_AXIS
 
-(AXIS,) = LOGICAL_AXES["tokens"]
 Tree = TypeVar("Tree")
 
 
@@ -102,16 +101,16 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _num_hops(stride: int) -> int:
-    return lax.axis_size(AXIS) // stride
+    return lax.axis_size(SEQUENCE_AXIS) // stride
 
 
 def _pass_on(tree: Tree, stride: int) -> Tree:
     """Give to the device `stride` further, receive from the one `stride` before."""
-    size = lax.axis_size(AXIS)
+    size = lax.axis_size(SEQUENCE_AXIS)
     if stride == size:
         return tree
     pairs = [(rank, (rank + stride) % size) for rank in range(size)]
-    return jax.tree.map(lambda array: lax.ppermute(array, AXIS, pairs), tree)
+    return jax.tree.map(lambda array: lax.ppermute(array, SEQUENCE_AXIS, pairs), tree)
 
 
 def _mask(mask: AttentionMask, keys: Travellers) -> AttentionMask:
