@@ -97,7 +97,7 @@ def build_trial(
 def _fit(prompt: Callable[[float], Prompt], context_length: int, answer_tokens: int) -> Prompt:
     """The longest prompt that leaves room for the answer, found by measuring: tokens do not add up across seams."""
     room = context_length - answer_tokens
-    best = prompt(0)
+    best = prompt(0.0)
     if len(best[1]) > room:
         raise UserError(
             f"context length {context_length} is too short: needles and question take {len(best[1])} tokens "

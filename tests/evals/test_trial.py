@@ -1,0 +1,99 @@
+import re
+from dataclasses import replace
+
+import pytest
+
+from lwm.core.errors import UserError
+from lwm.evals.haystack import Haystack
+from lwm.evals.trial import CITIES, LENGTH_TOLERANCE, Cell, build_trial
+
+ANSWER_TOKENS = 32
+
+
+@pytest.fixture(scope="module")
+def haystack(haystack_file, tokenizer):
+    return Haystack.of(haystack_file.read_text(), tokenizer.encode)
+
+
+def build(haystack, tokenizer, cell, **options):
+    return build_trial(cell, haystack, tokenizer, **({"seed": 7, "answer_tokens": ANSWER_TOKENS} | options))
+
+
+def test_a_single_needle_prompt_is_lwms_to_the_letter(haystack, tokenizer):
+    trial = build(haystack, tokenizer, Cell(512, 50, 0))
+    (city,), (number,) = trial.cities, trial.numbers
+    before, needle, rest = trial.text.partition(f"\nThe special magic {city} number is: {number}\n")
+    assert needle
+    assert before.startswith("You are a helpful assistant. USER: ")
+    assert rest.endswith(
+        f" What is the special magic {city} number? Don't give information outside the document or repeat your "
+        "findings. Keep your response short and direct. ASSISTANT: "
+    )
+    context = before.removeprefix("You are a helpful assistant. USER: ") + rest[: rest.index(" What is the special")]
+    assert context in haystack.text * 2
+
+
+@pytest.mark.parametrize(
+    ("retrieve", "question"),
+    [
+        (1, "What is the special magic number for {0}?"),
+        (2, "What are the special magic numbers for {0}, and {1}?"),
+        (3, "What are the special magic numbers for {0}, {1}, and {2}?"),
+    ],
+)
+def test_a_multi_needle_prompt_is_lwms_to_the_letter(haystack, tokenizer, retrieve, question):
+    trial = build(haystack, tokenizer, Cell(512, 50, 0), needles=4, retrieve=retrieve)
+    hidden = dict(re.findall(r"\nThe special magic ([\w ]+) number is: (\d{7})\n", trial.text))
+    assert len(hidden) == 4
+    assert [hidden[city] for city in trial.cities] == list(trial.numbers)
+    asked = question.format(*trial.cities)
+    assert trial.text.endswith(f" {asked} Don't give information outside the document. ASSISTANT: ")
+
+
+@pytest.mark.parametrize("length", [256, 1000, 4096, 60_000])  # the last is more than the haystack holds
+@pytest.mark.parametrize("needles", [1, 4])
+def test_prompt_and_answer_fill_the_context_in_the_models_tokens(haystack, tokenizer, length, needles):
+    for depth in (0, 37, 100):
+        trial = build(haystack, tokenizer, Cell(length, depth, 1), needles=needles)
+        assert trial.prompt == (tokenizer.bos_id, *tokenizer.encode(trial.text))
+        assert 0 <= length - ANSWER_TOKENS - len(trial.prompt) <= LENGTH_TOLERANCE
+
+
+def test_depth_is_in_tokens_and_rises_with_what_was_asked(haystack, tokenizer):
+    measured = []
+    for depth in range(0, 101, 10):
+        trial = build(haystack, tokenizer, Cell(4096, depth, 0))
+        before, after = trial.text.removeprefix("You are a helpful assistant. USER: ").split(
+            f"\nThe special magic {trial.cities[0]} number is: {trial.numbers[0]}\n"
+        )
+        after = after[: after.index(" What is the special magic")]
+        tokens_before, tokens_after = (len(tokenizer.encode(text)) for text in (before, after))
+        measured.append(100 * tokens_before / (tokens_before + tokens_after))
+    assert measured == sorted(measured)
+    assert measured == pytest.approx(list(range(0, 101, 10)), abs=0.5)
+    assert (measured[0], measured[-1]) == (0, 100)
+
+
+def test_needles_stand_at_line_or_sentence_ends(haystack, tokenizer):
+    for depth in (20, 40, 60, 80):
+        trial = build(haystack, tokenizer, Cell(1024, depth, 0))
+        assert trial.text[: trial.text.index("\nThe special magic")].endswith((". ", ".\n"))
+
+
+def test_a_cell_is_a_function_of_seed_and_place_and_of_nothing_else(haystack, tokenizer):
+    cell = Cell(512, 50, 0)
+    trial = build(haystack, tokenizer, cell)
+    assert build(haystack, tokenizer, cell) == trial
+    neighbours = [replace(cell, round=1), replace(cell, depth_percent=75), replace(cell, context_length=513)]
+    others = [build(haystack, tokenizer, other) for other in neighbours] + [build(haystack, tokenizer, cell, seed=8)]
+    assert len({trial.seed, *(other.seed for other in others)}) == 5
+    assert len({trial.numbers, *(other.numbers for other in others)}) == 5
+
+
+def test_cities_are_distinct():
+    assert len(set(CITIES)) == len(CITIES)
+
+
+def test_a_context_too_short_for_its_question_is_refused(haystack, tokenizer):
+    with pytest.raises(UserError, match=r"context length 64 is too short: needles and question take \d+ tokens"):
+        build(haystack, tokenizer, Cell(64, 50, 0))
