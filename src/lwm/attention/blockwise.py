@@ -12,10 +12,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from lwm.attention import tiles
-from lwm.attention.config import AttentionConfig
+from lwm.attention.config import KEPT, AttentionConfig
 from lwm.attention.mask import AttentionMask, visible
 from lwm.attention.merge import NOTHING
 
@@ -42,7 +43,7 @@ def attend(
 
 
 def _attend_forward(q: Array, k: Array, v: Array, mask: AttentionMask, config: AttentionConfig) -> tuple[Output, tuple]:
-    out, log_sum_exp = attend(q, k, v, mask, config)
+    out, log_sum_exp = checkpoint_name(attend(q, k, v, mask, config), KEPT)
     return (out, log_sum_exp), (q, k, v, mask, out, log_sum_exp)
 
 
@@ -121,7 +122,7 @@ def backward(
         my_keys, my_values = (_read(array, start, keys.size, num_kv_heads) for array in (k, v))
         visits = tiles.visits(queries, mine)
 
-        def tile(visit: Array, state: Gradients, *, whole: bool) -> Gradients:
+        def tile(visit: Array, state: tuple, *, whole: bool) -> tuple:
             dq, dk, dv = state
             other, start = visits.order[visit], _start(visits.order[visit], queries.size, q.shape[1])
             rows, d_rows, row_sums, row_pulls = (

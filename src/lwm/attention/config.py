@@ -5,6 +5,9 @@ from typing import Literal
 
 from lwm.core.errors import UserError
 
+#: the `checkpoint_name` of what the backward pass needs of the forward pass: a remat policy may keep it by this name
+KEPT = "attention"
+
 
 @dataclass(frozen=True)
 class AttentionConfig:

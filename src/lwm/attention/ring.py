@@ -12,11 +12,12 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from lwm.attention import tiles
 from lwm.attention.blockwise import Output
-from lwm.attention.config import AttentionConfig
+from lwm.attention.config import KEPT, AttentionConfig
 from lwm.attention.kernels import KERNELS
 from lwm.attention.mask import AttentionMask
 from lwm.attention.merge import NOTHING, merge
@@ -70,7 +71,7 @@ def attend(
 def _attend_forward(
     q: Array, k: Array, v: Array, mask: AttentionMask, config: AttentionConfig, stride: int
 ) -> tuple[Output, tuple]:
-    out, log_sum_exp = attend(q, k, v, mask, config, stride)
+    out, log_sum_exp = checkpoint_name(attend(q, k, v, mask, config, stride), KEPT)
     return (out, log_sum_exp), (q, k, v, mask, out, log_sum_exp)
 
 
