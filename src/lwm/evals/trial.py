@@ -86,7 +86,7 @@ def build_trial(
 
     def prompt(context_tokens: float) -> tuple[str, tuple[int, ...]]:
         sentences = [needle(city, number) for city, number in zip(cities, numbers, strict=True)]
-        context = _hide(haystack, start, context_tokens, sentences, depths)
+        context = hide(haystack, start, context_tokens, sentences, depths)
         text = needle_prompt(context, [cities[i] for i in asked], needles)
         return text, tuple(encode(tokenizer, text))
 
@@ -119,8 +119,8 @@ def _fit(prompt: Callable[[float], Prompt], context_length: int, answer_tokens: 
     return best
 
 
-def _hide(haystack: Haystack, start: int, tokens: float, needles: Sequence[str], depths: Sequence[float]) -> str:
-    """The window of about `tokens` tokens that starts at a boundary, with each needle at its depth."""
+def hide(haystack: Haystack, start: int, tokens: float, needles: Sequence[str], depths: Sequence[float]) -> str:
+    """The window of about `tokens` tokens from boundary number `start` on, each needle at the boundary by its depth."""
     first = int(haystack.boundaries[start])
     before = float(haystack.tokens_before[start])
     last = max(first, haystack.place(before + tokens))

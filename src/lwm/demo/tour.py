@@ -1,0 +1,184 @@
+"""`lwm demo`: needles at every depth of ever longer documents, then questions about one of them, then the page.
+
+Texts and names were held out of the model's training. How far the grid goes is decided by the speed of the machine.
+"""
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+from rich.table import Table
+
+from lwm.core.errors import UserError
+from lwm.core.mesh import MeshShape, make_mesh
+from lwm.data.tokenizer import Tokenizer
+from lwm.demo.conversation import Conversation, converse
+from lwm.demo.machine import compile_clock, describe_machine, peak_memory, versions
+from lwm.demo.report import page
+from lwm.demo.survey import Survey, survey
+from lwm.evals.haystack import Haystack
+from lwm.evals.journal import Row, write_file, write_json
+from lwm.evals.lengths import short
+from lwm.evals.needle import NeedleTask
+from lwm.evals.needle_report import NeedleReport
+from lwm.infer.engine import Engine
+from lwm.model.config import Compute
+from lwm.nano.corpus import Document, held_out_documents
+from lwm.weights.store import LoadedModel, load_model
+
+LENGTHS = tuple(1024 * 2**doubling for doubling in range(7))  # 1K to 64K
+NEEDLE_ANSWER_TOKENS = 16
+#: of the time, for the grid; the conversation and the page take the rest
+GRID_SHARE = 0.75
+
+#: told (seconds passed, seconds there are, what goes on)
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Let the embedded model read long documents it has never seen, and write a page about it."""
+
+    #: where report.html, results.json, summary.json and heat_map.png go
+    out: Path = Path("report")
+    #: a model directory, or nano, the one that comes with the package
+    model: str = "nano"
+    #: how long it may take; with more of it the grid goes further
+    seconds: int = 150
+    #: of cities, numbers and stretches of text
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seconds < 1:
+            raise UserError(f"--seconds {self.seconds}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the tour found: the needle grid, the conversation, and `facts` about the model, the machine and the time."""
+
+    needles: NeedleReport
+    conversation: Conversation
+    facts: Row
+
+    def renderables(self) -> tuple[Table, Table]:
+        """The grid and the transcript, for a terminal."""
+        transcript = Table(title=f"{self.conversation.num_tokens:,} tokens of {self.conversation.document}, read once")
+        for name in ("asked", "the model", "true", ""):
+            transcript.add_column(name)
+        for turn in self.conversation.turns:
+            transcript.add_row(turn.question, turn.response, turn.truth, "right" if turn.correct else "wrong")
+        return self.needles.table(), transcript
+
+    def summary(self) -> Row:
+        """For `summary.json`."""
+        turns = [asdict(turn) | {"correct": turn.correct} for turn in self.conversation.turns]
+        return {
+            **self.facts,
+            "needles": self.needles.summary(),
+            "conversation": asdict(self.conversation) | {"turns": turns},
+        }
+
+
+def run_demo(config: DemoConfig, on_progress: OnProgress = lambda passed, total, note: None) -> DemoReport:
+    """Take the tour and write its four files.
+
+    Raises:
+        UserError: no such model, one without tokenizer, or a directory that cannot be written.
+    """
+    began = time.monotonic()
+
+    def tell(note: str) -> None:
+        on_progress(round(time.monotonic() - began), config.seconds, note)
+
+    _require_writable(config.out)
+    with compile_clock() as compiled:
+        tell(f"loading {config.model}")
+        model = load_model(config.model, make_mesh(MeshShape(fsdp=1, sp=-1)))
+        tokenizer = _require_tokenizer(model)
+        engine = Engine(model.params, model.config, Compute(), model.mesh)
+        load_seconds = time.monotonic() - began
+        tell("reading the documents")
+        documents = held_out_documents()
+        haystack = Haystack.of("\n".join(document.text for document in documents), tokenizer.encode)
+        task = NeedleTask(haystack, tokenizer, engine, config.seed, NEEDLE_ANSWER_TOKENS)
+        grid = survey(task, LENGTHS, began + GRID_SHARE * config.seconds, lambda rows: tell(_note(rows)))
+        tell("asking about one document")
+        longest = max(documents, key=lambda document: len(document.text))
+        spoken = converse(engine, tokenizer, longest, _readable_length(grid, model, config.seconds), config.seed)
+        seconds = {"load": load_seconds, "compile": compiled(), "all": time.monotonic() - began}
+    report = _report(config, model, documents, haystack, grid, spoken, seconds)
+    _write(config.out, report)
+    return report
+
+
+def _readable_length(grid: Survey, model: LoadedModel, seconds: int) -> int:
+    """The longest document worth reading once more: within the model's training, and in a tenth of the time."""
+    times, limit = grid.seconds_per_prompt, model.config.max_context
+    return max((n for n, spent in times.items() if n <= limit and spent < seconds / 10), default=min(times))
+
+
+def _note(rows: Sequence[Row]) -> str:
+    found = sum(row["correct"] for row in rows)
+    return f"{short(rows[0]['context_length'])} tokens: {found} of {len(rows)} found"
+
+
+def _report(
+    config: DemoConfig,
+    model: LoadedModel,
+    documents: Sequence[Document],
+    haystack: Haystack,
+    grid: Survey,
+    spoken: Conversation,
+    seconds: dict[str, float],
+) -> DemoReport:
+    rows = sorted(grid.rows, key=lambda row: (row["context_length"], row["depth_percent"], row["round"]))
+    limit = model.config.max_context
+    about = {"model": config.model, "needles": 1, "retrieve": 1}
+    about |= {"max_context": limit, "haystack_tokens": haystack.num_tokens}
+    command = ["lwm", "demo", "--out", str(config.out), "--model", config.model]
+    command += ["--seconds", str(config.seconds), "--seed", str(config.seed)]
+    leaves = jax.tree.leaves(model.params)
+    facts = {
+        "model": config.model,
+        "parameters": sum(leaf.size for leaf in leaves),
+        "file_bytes": sum(path.stat().st_size for path in model.directory.glob("*.safetensors")),
+        "layers": model.config.num_layers,
+        "max_context": limit,
+        "documents": [document.name for document in documents],
+        "document_tokens": haystack.num_tokens,
+        "seconds": {name: round(spent, 1) for name, spent in seconds.items()},
+        "seconds_per_prompt": {str(length): round(spent, 3) for length, spent in grid.seconds_per_prompt.items()},
+        "peak_memory_bytes": peak_memory(),
+        "machine": describe_machine(),
+        "versions": versions(),
+        "command": shlex.join(command),
+    }
+    return DemoReport(NeedleReport(rows, about), spoken, facts)
+
+
+def _write(out: Path, report: DemoReport) -> None:
+    write_json(out / "results.json", report.needles.results)
+    write_json(out / "summary.json", report.summary())
+    write_file(out / "heat_map.png", report.needles.heat_map())
+    write_file(out / "report.html", page(report.needles, report.conversation, report.facts).encode())
+
+
+def _require_tokenizer(model: LoadedModel) -> Tokenizer:
+    if model.tokenizer is None:
+        raise UserError(f"{model.directory} has no tokenizer, and the demo needs one: put its tokenizer.json into it")
+    return model.tokenizer
+
+
+def _require_writable(out: Path) -> None:
+    """Found out before the work, not after it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write the report to {out}: {error.strerror}") from None
