@@ -160,12 +160,13 @@ def make_hooks(
 def make_evaluation(run: Run, source: ExampleSource | ExampleStream, mesh: Mesh) -> Callable[[Any], Values]:
     """The loss and accuracy of parameters on the same held-out batches each time."""
     eval_step = make_eval_step(run.model, run.compute, mesh)
+    summary = jax.jit(partial(summarize, vocab=run.model.vocab))
 
     def measure(params: Any) -> Values:
         with Feed(run, source, mesh) as feed:
             each = (eval_step(params, feed.next().batch) for _ in range(run.held_out_batches))
             sums = functools.reduce(partial(jax.tree.map, jnp.add), each)
-        return {f"held_out_{name}": value for name, value in as_values(summarize(sums, run.model.vocab)).items()}
+        return {f"held_out_{name}": value for name, value in as_values(summary(sums)).items()}
 
     return measure
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,6 +17,7 @@ from lwm.core.errors import UserError
 METRICS = "metrics.jsonl"
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes the numbers of a step."""
 
@@ -108,7 +109,7 @@ class JsonLines:
 def _step_of(line: str) -> float:
     """The step of a line; a line cut short by a crash belongs to no step and is dropped with those too late."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError, TypeError):
         return math.inf
 

@@ -20,6 +20,7 @@ from lwm.data.packing import LongDocuments, Weighting
 from lwm.data.tokenizer import Tokenizer
 from lwm.model.config import Compute, ModelConfig
 from lwm.train.optimizer import OptimizerConfig
+from lwm.weights.store import EMBEDDED
 
 CONFIG = "config.json"
 
@@ -115,6 +116,10 @@ def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
         raise UserError(
             f"the tokenizer {run.tokenizer} does not match the model: it has {tokenizer.size} ids, "
             f"the model {run.model.vocab.text_size} text ids"
+        )
+    if run.init_from is not None and run.init_from not in EMBEDDED and not Path(run.init_from).is_dir():
+        raise UserError(
+            f"nothing to start from at {run.init_from}: give a run's or a model's directory, or {', '.join(EMBEDDED)}"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -65,7 +66,7 @@ def init_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh, param
     placed = shardings_of(abstract_state(model, optimizer, mesh))
     chain = make_optimizer(optimizer, transformer.declare(model))
     opt_state = jax.jit(chain.init, out_shardings=placed.opt_state)(params)
-    return TrainState(params, opt_state, jax.device_put(jnp.int32(0), placed.step))
+    return TrainState(params, opt_state, jax.device_put(np.int32(0), placed.step))
 
 
 def shardings_of(abstract: Any) -> Any:

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from lwm.core.errors import UserError
+from lwm.presets import PRESETS, preset, presets
+from lwm.train.run import Run
+
+#: paper, table 11: context, rope_theta, tokens, steps, warm-up, mesh
+STAGES = {
+    "text-32k": (2**15, 1e6, 4.8e9, 1200, 100, "dp=1,fsdp=-1,tp=4,sp=1"),
+    "text-128k": (2**17, 1e7, 12e9, 3000, 200, "dp=1,fsdp=-1,tp=8,sp=1"),
+    "text-256k": (2**18, 1e7, 12e9, 3000, 200, "dp=1,fsdp=-1,tp=16,sp=1"),
+    "text-512k": (2**19, 2.5e7, 3e9, 720, 50, "dp=1,fsdp=-1,tp=16,sp=2"),
+    "text-1m": (2**20, 5e7, 1.8e9, 450, 25, "dp=1,fsdp=-1,tp=16,sp=4"),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_text_stages_are_those_of_the_paper(name: str):
+    run = preset(name)
+    context, theta, tokens, steps, warmup, mesh = STAGES[name]
+    assert (run.seq_len, run.model.max_context, run.model.rope_theta) == (context, context, theta)
+    assert run.steps * run.batch_size * run.seq_len == pytest.approx(tokens, rel=0.06)
+    assert (run.steps, run.optimizer.warmup_steps, str(run.mesh)) == (steps, warmup, mesh)
+    assert (run.optimizer.schedule, run.optimizer.learning_rate) == ("constant", 4e-5)
+
+
+def test_each_text_stage_starts_where_the_one_before_ended():
+    runs = [preset(name) for name in STAGES]
+    assert [run.init_from for run in runs[1:]] == [str(run.out) for run in runs[:-1]]
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_a_run_whose_docstring_holds_its_command(name: str):
+    run = presets()[name]()
+    assert isinstance(run, Run) and run.name == name and run.out == Path("runs") / name
+    assert f"lwm train {name}" in (presets()[name].__doc__ or "")
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(UserError, match=r"text-1m") as refusal:
+        preset("text-2m")
+    assert all(name in str(refusal.value) for name in PRESETS)

@@ -1,0 +1,78 @@
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwm.core import params as declared
+from lwm.core.errors import UserError
+from lwm.core.mesh import MeshShape, make_mesh
+from lwm.model.transformer import declare
+from lwm.train.checkpoint import Checkpoints
+from lwm.train.run import Run
+from lwm.train.step import TrainState, abstract_state
+
+
+def filled_state(run: Run, mesh: jax.sharding.Mesh, seed: int) -> TrainState:
+    """A state of random numbers: every tensor different, moments too."""
+    draw = np.random.default_rng(seed)
+
+    def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = draw.normal(size=leaf.shape).astype(leaf.dtype) if leaf.shape else leaf.dtype.type(seed)
+        return jax.device_put(values, leaf.sharding)
+
+    return jax.tree.map(fill, abstract_state(run.model, run.optimizer, mesh))
+
+
+def test_state_comes_back_to_the_bit_on_another_mesh(shared_run: Run, tmp_path: Path):
+    first, second = make_mesh(MeshShape(1, 2, 2, 2)), make_mesh(MeshShape(1, 1, 4, 2))
+    state = filled_state(shared_run, first, 7)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, {"rows": {"0": 3}}, shared_run.to_json())
+    with Checkpoints(tmp_path) as checkpoints:
+        target = abstract_state(shared_run.model, shared_run.optimizer, second)
+        restored, loader_state = checkpoints.restore(target)
+    assert int(restored.step) == 7 and loader_state == {"rows": {"0": 3}}
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(restored))
+    assert jax.tree.map(lambda leaf: leaf.sharding, restored) == jax.tree.map(lambda leaf: leaf.sharding, target)
+
+
+def test_what_is_saved_is_the_state_of_that_moment(shared_run: Run, tmp_path: Path):
+    mesh = make_mesh(MeshShape(8))
+    state = filled_state(shared_run, mesh, 1)
+    before = jax.device_get(jax.tree.map(jnp.copy, state.params))
+    overwrite = jax.jit(lambda params: jax.tree.map(lambda leaf: leaf * 0 + 1, params), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, {}, {})
+        overwrite(state.params)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_params(abstract_state(shared_run.model, shared_run.optimizer, mesh).params)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(restored))
+
+
+def test_only_the_last_ones_stay(shared_run: Run, tmp_path: Path):
+    mesh = make_mesh(MeshShape(8))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(filled_state(shared_run, mesh, step), {}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_another_model_is_refused_by_its_first_tensor_and_both_shapes(shared_run: Run, tmp_path: Path):
+    mesh = make_mesh(MeshShape(8))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(filled_state(shared_run, mesh, 1), {}, {})
+    wider = replace(shared_run.model, intermediate_size=128)
+    target = declared.abstract(declare(wider), jnp.float32, mesh)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError) as refusal:
+        checkpoints.restore_params(target)
+    for part in ("layers.down", "(2, 64, 32)", "(2, 128, 32)"):
+        assert part in str(refusal.value)
+
+
+def test_an_empty_directory_holds_no_checkpoint(shared_run: Run, tmp_path: Path):
+    target = abstract_state(shared_run.model, shared_run.optimizer, make_mesh(MeshShape(8)))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoints.restore(target)
