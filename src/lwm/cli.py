@@ -5,6 +5,7 @@ A verb imports its own rooms when it is called, so that `lwm --help` and a misty
 
 import dataclasses
 import difflib
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from lwm.core.errors import UserError
 if TYPE_CHECKING:
     from lwm.evals.needle import NeedleConfig
     from lwm.infer.engine import Engine
+    from lwm.infer.session import Session
     from lwm.weights.store import LoadedModel
 
 Arguments = Sequence[str]
@@ -156,6 +158,26 @@ def show(*renderables: Any) -> None:
         console.print(renderable)
 
 
+def say(text: str) -> None:
+    """Pass a piece of the model's text on, to the character."""
+    print(text, end="", flush=True)
+
+
+def note(text: str) -> None:
+    """Tell what is not part of the result."""
+    print(f"lwm: {text}", file=sys.stderr)
+
+
+def demo(arguments: Arguments) -> None:
+    """`lwm demo`."""
+    from lwm.demo import DemoConfig, run_demo
+
+    (config,) = parse("demo", arguments, DemoConfig)
+    with progress("seconds") as report:
+        outcome = run_demo(config, report)
+    show(*outcome.renderables(), f"the whole story: {config.out / 'report.html'}")
+
+
 def train(arguments: Arguments) -> int:
     """`lwm train RUN`: the first word names a preset, the flags change its fields."""
     if not arguments or arguments[0].startswith("-"):
@@ -201,6 +223,53 @@ def nano_directory() -> Path:
     return Path(str(resources.files("lwm").joinpath("nano", "weights")))
 
 
+def generate_text(arguments: Arguments) -> None:
+    """`lwm generate text PROMPT`: the continuation on standard output, as it comes."""
+    from lwm.infer import commands
+
+    config, machine = parse("generate text", arguments, commands.GenerateTextConfig, Machine())
+    commands.generate_text(config, *open_model(config.model, machine), on_text=say)
+    say("\n")
+
+
+def chat(arguments: Arguments) -> None:
+    """`lwm chat [QUESTION]`: one answer, or a conversation that an empty line ends."""
+    from lwm.infer.commands import ChatConfig, open_session
+
+    config, machine = parse("chat", arguments, ChatConfig, Machine())
+    session, reading = open_session(config, *open_model(config.model, machine))
+    if reading is not None:
+        part = f" of {reading.document_tokens:,}" if reading.truncated else ""
+        note(f"read {reading.tokens:,}{part} tokens of {config.document} in {reading.seconds:.1f} s")
+    if config.question is None:
+        converse(session)
+    elif config.json:
+        say(json.dumps(dataclasses.asdict(session.ask(config.question))) + "\n")
+    else:
+        session.ask(config.question, say)
+        say("\n")
+
+
+def converse(session: "Session") -> None:
+    """Questions from the terminal until an empty line or the end of input."""
+    from rich.console import Console
+
+    console = Console()
+    note("ask; an empty line or Ctrl-D ends")
+    while True:
+        try:
+            question = console.input("[bold cyan]> [/]")
+        except EOFError:
+            return say("\n")
+        if not question.strip():
+            return None
+        try:
+            session.ask(question, say)
+            say("\n")
+        except UserError as error:
+            note(str(error))
+
+
 def eval_needle(arguments: Arguments) -> None:
     """`lwm eval needle`."""
     from lwm.evals.needle import NeedleConfig
@@ -230,6 +299,21 @@ def _needle(config: "NeedleConfig", machine: Machine) -> None:
 
 
 VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        demo,
+        "See it work: the embedded model reads long documents, answers, and a page tells how well.",
+        "lwm demo --out report",
+    ),
+    "chat": Verb(
+        chat,
+        "Ask questions, about a document or about nothing; without a question, a conversation.",
+        'lwm chat --document manual.txt "Which port does the server listen on?"',
+    ),
+    "generate text": Verb(
+        generate_text,
+        "Continue a text.",
+        'lwm generate text "The library reference says" --max-new-tokens 40 --temperature 0.8',
+    ),
     "train": Verb(
         train,
         "Train a model: a named run, with any of its fields changed.",
@@ -286,8 +370,8 @@ def main(arguments: Arguments | None = None) -> int:
     try:
         return dispatch(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        print(f"lwm: {error}", file=sys.stderr)
+        note(str(error))
         return 2
     except KeyboardInterrupt:
-        print("lwm: interrupted", file=sys.stderr)
+        note("interrupted")
         return 130
