@@ -60,7 +60,7 @@ def test_memory_grows_like_the_tokens_and_shrinks_like_the_devices():
 
 
 def test_a_scan_over_layers_keeps_no_masks():
-    """Masks and tile orders depend on no layer's data, so a scan would make them for all tiles at once and keep them."""
+    """Masks depend on no layer's data, so a scan is free to make them for all tiles at once and to keep them."""
     config = AttentionConfig(query_block=32, key_block=32)
     short, long = (temporary_bytes(1, t, config, layers=3) for t in (2048, 4096))
     assert long < 2.2 * short

@@ -16,7 +16,7 @@ def trace(
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     config = AttentionConfig(context=context, all_to_all_degree=degree)
     with jax.set_mesh(make_mesh(MeshShape(*sizes))):
-        jax.eval_shape(lambda *a: attention(*a, config), q, k, v, AttentionMask.self_attention(ids, ids))
+        jax.eval_shape(lambda q, k, v, ids: attention(q, k, v, AttentionMask(ids, ids, ids, ids), config), q, k, v, ids)
 
 
 @pytest.mark.parametrize(

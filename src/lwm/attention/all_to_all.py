@@ -6,6 +6,7 @@ group of one, the all-to-all alone a group of all.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def attend(
     if degree == 1:
         return ring.attend(q, k, v, mask, config)
     repeats = max(1, degree // k.shape[2])
-    group = {"axis_name": SEQUENCE_AXIS, "axis_index_groups": _groups(degree), "tiled": True}
+    group: dict[str, Any] = {"axis_name": SEQUENCE_AXIS, "axis_index_groups": _groups(degree), "tiled": True}
     to_heads = partial(lax.all_to_all, split_axis=2, concat_axis=1, **group)
     to_tokens = partial(lax.all_to_all, split_axis=1, concat_axis=2, **group)
     gather = partial(lax.all_gather, axis=1, **group)

@@ -48,8 +48,9 @@ def _attend_forward(q: Array, k: Array, v: Array, mask: AttentionMask, config: A
 
 
 def _attend_backward(config: AttentionConfig, saved: tuple, cotangents: Output) -> tuple:
-    gradients = backward(*saved, *cotangents, config)
-    return *(gradient.astype(array.dtype) for gradient, array in zip(gradients, saved[:3], strict=True)), None
+    q, k, v, mask, out, log_sum_exp = saved
+    dq, dk, dv = backward(q, k, v, mask, out, log_sum_exp, *cotangents, config)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -94,7 +95,7 @@ def forward(
         return out, log_sum_exp
 
     result = jnp.zeros_like(q, jnp.float32), jnp.full((*q.shape[:3], 1), NOTHING)
-    out, log_sum_exp = lax.fori_loop(0, queries.count, query_block, result)
+    out, log_sum_exp = lax.fori_loop(0, queries.num_blocks, query_block, result)
     return out, log_sum_exp[..., 0]
 
 
@@ -144,7 +145,7 @@ def backward(
         return dq, _update(dk, my_dk.mT, start, jnp.add), _update(dv, my_dv.mT, start, jnp.add)
 
     gradients = tuple(jnp.zeros_like(array, jnp.float32) for array in (q, k, v))
-    return lax.fori_loop(0, keys.count, key_block, gradients)
+    return lax.fori_loop(0, keys.num_blocks, key_block, gradients)
 
 
 def _cut(mask: AttentionMask, config: AttentionConfig) -> tuple[tiles.Blocks, tiles.Blocks]:

@@ -35,7 +35,7 @@ class Blocks(NamedTuple):
         return Blocks(*(jax.lax.dynamic_slice_in_dim(field, block, 1, axis=1) for field in self))
 
     @property
-    def count(self) -> int:
+    def num_blocks(self) -> int:
         """N."""
         return self.segment_ids.shape[1]
 
@@ -81,7 +81,7 @@ def classify(queries: Blocks, keys: Blocks) -> Int[Array, "N"]:
 
 def table(queries: Blocks, keys: Blocks) -> Int[Array, "M N"]:
     """`classify` for each pair of blocks: for tests and for counting work, not for the kernel."""
-    return jax.vmap(lambda block: classify(queries.one(block), keys))(jnp.arange(queries.count))
+    return jax.vmap(lambda block: classify(queries.one(block), keys))(jnp.arange(queries.num_blocks))
 
 
 class Visits(NamedTuple):
