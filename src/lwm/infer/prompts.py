@@ -20,8 +20,8 @@ def chat(question: str) -> str:
 
 
 def document(context: str, question: str) -> str:
-    """A question about a document, which stands before it: the prompt of LWM's needle test."""
-    return f"{document_head(context)} {question} {SHORT_ANSWER} ASSISTANT: "
+    """A question about a document that stands before it."""
+    return f"{document_head(context)} {question} {SHORT_ANSWER} ASSISTANT:"
 
 
 def document_head(context: str) -> str:
@@ -40,9 +40,12 @@ def needle(city: str, number: str | int) -> str:
 
 
 def needle_prompt(context: str, cities: Sequence[str], num_needles: int = 1) -> str:
-    """Ask for the numbers of `cities` in a context that holds `num_needles`: LWM's single- or multi-needle prompt."""
+    """Ask for the numbers of `cities` in a context that holds `num_needles`: LWM's single- or multi-needle prompt.
+
+    Both end with a space, which LWM's chat prompts do not.
+    """
     if max(len(cities), num_needles) == 1:
-        return document(context, f"What is the special magic {cities[0]} number?")
+        return document(context, f"What is the special magic {cities[0]} number?") + " "
     if len(cities) == 1:
         question = f"What is the special magic number for {cities[0]}?"
     else:

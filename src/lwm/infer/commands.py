@@ -1,0 +1,130 @@
+"""What `lwm generate text` and `lwm chat` take and do; the command line parses and shows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from lwm.core.errors import UserError
+from lwm.infer import prompts
+from lwm.infer.engine import Engine, Timings
+from lwm.infer.sampling import Sampling
+from lwm.infer.session import Reading, Session, TextStream, Truncate, require_tokenizer, stop_ids, too_long
+from lwm.weights.store import LoadedModel
+
+
+@dataclass(frozen=True)
+class GenerateTextConfig:
+    """Continue a text, as it stands: no words are put around it."""
+
+    #: the text to continue
+    prompt: Positional[str]
+    #: a model directory, or nano
+    model: str = "nano"
+    #: the most tokens to generate
+    max_new_tokens: int = 128
+    #: 0 takes the likeliest token each time; 1 draws from the model's distribution
+    temperature: float = 0.0
+    #: draw among this many likeliest tokens only; 0: all
+    top_k: int = 0
+    #: draw among the likeliest tokens that together have this probability; 1: all
+    top_p: float = 1.0
+    #: another seed draws another text
+    seed: int = 0
+    #: keep the head or the tail of a prompt that is longer than the model's context
+    truncate: Truncate | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """The rule that the three numbers describe."""
+        return Sampling(self.temperature, self.top_k, self.top_p)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A prompt's continuation, and what it took."""
+
+    text: str
+    prompt_tokens: int
+    answer_tokens: int
+    timings: Timings
+
+
+def generate_text(
+    config: GenerateTextConfig, model: LoadedModel, engine: Engine, on_text: Callable[[str], None] | None = None
+) -> Generation:
+    """Continue `config.prompt`; `on_text` receives pieces of the text as they are generated.
+
+    Raises:
+        UserError: an empty prompt, one that is too long and not to be truncated, a model without tokenizer, or a
+            sampling number out of range.
+    """
+    tokenizer, sampling, limit = require_tokenizer(model), config.sampling, model.config.max_context
+    if not config.prompt:
+        raise UserError("the prompt is empty")
+    if config.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {config.max_new_tokens} must be positive")
+    ids = prompts.encode(tokenizer, config.prompt)
+    if len(ids) > limit:
+        if config.truncate is None:
+            raise too_long(f"the prompt is {len(ids)} tokens long", model)
+        num_bos = 0 if tokenizer.bos_id is None else 1
+        kept = ids[num_bos:limit] if config.truncate == "head" else ids[num_bos - limit :]
+        ids = ids[:num_bos] + kept
+    stream = None if on_text is None else TextStream(tokenizer, on_text)
+    state = engine.start([ids], engine.slots(len(ids)) + config.max_new_tokens)
+    (tokens,), state = engine.decode(state, config.max_new_tokens, sampling, stop_ids(model), config.seed, stream)
+    if stream is not None:
+        stream.end()
+    return Generation(tokenizer.decode(tokens), len(ids), len(tokens), state.timings)
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Ask a model, about a document or about nothing. Without a question: a conversation."""
+
+    #: what to ask; left out, questions are read one after the other
+    question: Positional[str | None] = None
+    #: a model directory, or nano
+    model: str = "nano"
+    #: a text file to ask about
+    document: Path | None = None
+    #: the most tokens of an answer
+    max_new_tokens: int = 128
+    #: 0 takes the likeliest token each time; 1 draws from the model's distribution
+    temperature: float = 0.0
+    #: draw among this many likeliest tokens only; 0: all
+    top_k: int = 0
+    #: draw among the likeliest tokens that together have this probability; 1: all
+    top_p: float = 1.0
+    #: another seed draws other answers
+    seed: int = 0
+    #: keep the head or the tail of a document that is longer than the model's context
+    truncate: Truncate | None = None
+    #: let each question follow the ones before it; otherwise each stands by itself, after the document
+    remember: bool = False
+    #: print the answer to the question as one JSON object
+    json: bool = False
+
+
+def open_session(config: ChatConfig, model: LoadedModel, engine: Engine) -> tuple[Session, Reading | None]:
+    """A session that has read `config.document`, if there is one.
+
+    Raises:
+        UserError: a document that cannot be read, is empty, or is too long and not to be truncated; a model without
+            tokenizer; a sampling number out of range.
+    """
+    sampling = Sampling(config.temperature, config.top_k, config.top_p)
+    session = Session(model, engine, sampling, config.max_new_tokens, config.remember, config.seed)
+    if config.json and config.question is None:
+        raise UserError("--json prints the answer to one question: give a question")
+    if config.document is None:
+        return session, None
+    try:
+        document = config.document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the document {config.document}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the document {config.document} is not UTF-8 text (byte {error.start})") from None
+    return session, session.read(document, config.truncate)

@@ -1,0 +1,38 @@
+"""LWM's prompts, to the space."""
+
+from lwm.infer import prompts
+
+
+def test_chat() -> None:
+    assert prompts.chat("Why?") == "You are a helpful assistant. USER: Why? ASSISTANT:"
+    assert prompts.next_turn(prompts.chat("Why?"), "So.", "How?") == (
+        "You are a helpful assistant. USER: Why? ASSISTANT: So. USER: How? ASSISTANT:"
+    )
+
+
+def test_document() -> None:
+    prompt = prompts.document("A text.", "Why?")
+    assert prompt.startswith(prompts.document_head("A text."))
+    assert prompt == (
+        "You are a helpful assistant. USER: A text. Why? Don't give information outside the document or repeat your "
+        "findings. Keep your response short and direct. ASSISTANT:"
+    )
+
+
+def test_needle() -> None:
+    assert prompts.needle("Oslo", 1234567) == "\nThe special magic Oslo number is: 1234567\n"
+    assert prompts.needle_prompt("A text.", ["Oslo"]) == (
+        "You are a helpful assistant. USER: A text. What is the special magic Oslo number? Don't give information "
+        "outside the document or repeat your findings. Keep your response short and direct. ASSISTANT: "
+    )
+
+
+def test_multi_needle() -> None:
+    end = " Don't give information outside the document. ASSISTANT: "
+    head = "You are a helpful assistant. USER: A text. "
+    assert prompts.needle_prompt("A text.", ["Oslo"], num_needles=4) == (
+        head + "What is the special magic number for Oslo?" + end
+    )
+    assert prompts.needle_prompt("A text.", ["Oslo", "Rome", "Lima"], num_needles=4) == (
+        head + "What are the special magic numbers for Oslo, Rome, and Lima?" + end
+    )
