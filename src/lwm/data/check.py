@@ -188,8 +188,8 @@ def _row_panel(batch: Batch, row: int, record_ids: list[str], tokenizer: Tokeniz
         places = np.flatnonzero(batch.segment_ids[row] == number)
         style = SEGMENT_STYLES[(number - 1) % len(SEGMENT_STYLES)]
         text.append(f"{number} {record_id}, {len(places):,} tokens\n", style=f"bold reverse {style}")
-        ids = [batch.tokens[row, places[0]], *batch.targets[row, places]]
-        weights = [0.0, *batch.loss_weights[row, places]]
+        ids = [*batch.tokens[row, places[:1]].tolist(), *batch.targets[row, places].tolist()]
+        weights = [0.0, *batch.loss_weights[row, places].tolist()]
         for shown, learned in _runs(ids, weights, tokenizer):
             text.append(f"⟦{shown}⟧" if learned else shown, style=f"bold underline {style}" if learned else style)
         text.append("\n")
@@ -203,7 +203,7 @@ def _row_panel(batch: Batch, row: int, record_ids: list[str], tokenizer: Tokeniz
 def _runs(ids: list[int], weights: list[float], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
     """Text of each run of tokens that are learned, or not."""
     for learned, run in groupby(zip(ids, weights, strict=True), key=lambda pair: pair[1] > 0):
-        yield _shorten(_spell([int(token_id) for token_id, _ in run], tokenizer)), learned
+        yield _shorten(_spell([token_id for token_id, _ in run], tokenizer)), learned
 
 
 def _spell(ids: list[int], tokenizer: Tokenizer) -> str:

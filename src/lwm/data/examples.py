@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from lwm.core.errors import UserError
+from lwm.data.shuffle import fold
 from lwm.data.sources import (
     BadRecordError,
     FormatChoice,
@@ -155,7 +156,7 @@ class Encoder:
     def _order(self, index: int) -> tuple[Part, ...]:
         if len(self.orders) == 1:
             return self.orders[0]
-        return self.orders[np.random.default_rng([self.seed, index]).integers(len(self.orders))]
+        return self.orders[fold(self.seed, index) % len(self.orders)]
 
     def _complete(self, order: tuple[Part, ...]) -> Iterator[Part]:
         if self.add_bos and self.tokenizer.bos_id is not None and order[0].names != (BOS,):

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Generic, TypeVar
 
-import grain
 import numpy as np
 
 from lwm.core.batch import Batch
@@ -28,6 +27,7 @@ from lwm.core.errors import UserError
 from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.packing import LongDocuments, Packing, Weighting, fill
 from lwm.data.rows import IndexCursor, RowSequence, StreamCursor
+from lwm.data.shuffle import fold
 
 Delivery = tuple[Batch, list[list[str]]]
 Item = TypeVar("Item")
@@ -49,6 +49,8 @@ class BatchSequence:
         order: np.ndarray | None,
     ) -> None:
         indexed = isinstance(source, ExampleSource)
+        if indexed and not len(source):
+            raise UserError("the data holds no records")
         self.identity = {
             "source": getattr(source, "name", type(source).__name__),
             "records": len(source) if indexed else None,
@@ -60,13 +62,14 @@ class BatchSequence:
         }
         self._packing, self._batch_size, self._rows, self._order = packing, batch_size, rows, order
         self._num_sequences = batch_size if indexed and repeat else 1
-        indices = _index_order(len(source), seed, repeat, shuffle) if indexed else None
         self._sequences: dict[int, RowSequence] = {}
         for number in sorted({row % self._num_sequences for row in rows}):
             cursor = (
-                IndexCursor(source, indices, number, self._num_sequences) if indexed else StreamCursor(source, repeat)
+                IndexCursor(source, seed if shuffle else None, repeat, start=number, stride=self._num_sequences)
+                if isinstance(source, ExampleSource)
+                else StreamCursor(source, repeat)
             )
-            self._sequences[number] = RowSequence(cursor, packing, (seed, number))
+            self._sequences[number] = RowSequence(cursor, packing, fold(seed, number))
 
     def next_batch(self) -> Delivery:
         """The next batch and the record ids of each of its rows.
@@ -207,16 +210,6 @@ def _require_same(saved: dict, current: dict) -> None:
     ]
     if differing:
         raise UserError(f"the checkpoint's place in the data is of other data or settings: {'; '.join(differing)}")
-
-
-def _index_order(num_records: int, seed: int, repeat: bool, shuffle: bool) -> grain.MapDataset:
-    if not num_records:
-        raise UserError("the data holds no records")
-    indices = grain.MapDataset.range(num_records)
-    if shuffle:
-        # grain shuffles epoch e by seed + e: spread the seeds, or seed 1 would begin with the second epoch of seed 0.
-        indices = indices.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    return indices.repeat() if repeat else indices
 
 
 def _with_state(batches: BatchSequence) -> tuple[Delivery, dict]:

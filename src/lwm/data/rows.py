@@ -5,16 +5,13 @@ by one. The state is where the window began and how many of its rows are out; re
 """
 
 from collections import deque
-from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
-
-import grain
-import numpy as np
 
 from lwm.core.errors import UserError
 from lwm.data.examples import Example, ExampleSource, ExampleStream
 from lwm.data.packing import Packing, Piece, cut, place
+from lwm.data.shuffle import fold, shuffled_index
 
 #: Give up after this many records in a row without one that can be used, beyond a whole epoch.
 PATIENCE = 1000
@@ -40,20 +37,31 @@ class Cursor(Protocol):
 
 
 class IndexCursor:
-    """Walks an order of indices from `position` in steps of `stride`."""
+    """Walks the endless concatenation of epochs from `start` in steps of `stride`.
 
-    def __init__(self, source: ExampleSource, order: grain.MapDataset, position: int, stride: int) -> None:
+    Args:
+        source: examples by index.
+        seed: of the order of each epoch; None: the order of the source.
+        repeat: whether there is more than one epoch.
+        start: where to begin.
+        stride: how far to step.
+    """
+
+    def __init__(self, source: ExampleSource, seed: int | None, repeat: bool, *, start: int, stride: int) -> None:
         self.patience = len(source) + PATIENCE
         self._source = source
-        self._order = order
-        self._position = position
+        self._seed = seed
+        self._repeat = repeat
+        self._position = start
         self._stride = stride
 
     def read(self) -> Example | None:
-        if self._position >= len(self._order):
+        epoch, index = divmod(self._position, len(self._source))
+        if epoch and not self._repeat:
             raise EOFError
-        index = int(self._order[self._position])
         self._position += self._stride
+        if self._seed is not None:
+            index = shuffled_index(index, len(self._source), fold(self._seed, epoch))
         return self._source[index]
 
     def get_state(self) -> int:
@@ -93,7 +101,7 @@ class StreamCursor:
 class RowSequence:
     """Packed rows from one sequence of records."""
 
-    def __init__(self, cursor: Cursor, packing: Packing, seed: Sequence[int]) -> None:
+    def __init__(self, cursor: Cursor, packing: Packing, seed: int) -> None:
         self._cursor = cursor
         self._packing = packing
         self._seed = seed
@@ -143,8 +151,9 @@ class RowSequence:
             taken -= 1
         for _ in range(taken):
             self._pending.popleft()
-        shuffled = np.random.default_rng([*self._seed, self._windows]).permutation(len(rows))
-        return [[pieces[index] for index in rows[row]] for row in shuffled]
+        key = fold(self._seed, self._windows)
+        shuffled = [rows[shuffled_index(row, len(rows), key)] for row in range(len(rows))]
+        return [[pieces[index] for index in row] for row in shuffled]
 
     def _read_window(self) -> int:
         """Read ahead until `lookahead` rows could be full; how many of the pending records fit into them."""

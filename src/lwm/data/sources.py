@@ -5,6 +5,7 @@ byte offsets of its lines, Parquet by its row groups, text by its list of files.
 """
 
 import bisect
+import copy
 import glob
 import itertools
 import json
@@ -245,14 +246,17 @@ class HubStream:
         except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
             raise UserError(f"{self.name}: cannot read record {self._count + 1}: {error}") from error
         self._count += 1
+        self._place = None
         return Record(f"{self.name}:{self._count}", values)
 
     def get_state(self) -> dict:
-        return {"count": self._count, "dataset": self._dataset.state_dict()}
+        return {"count": self._count, "dataset": self._place or self._dataset.state_dict()}
 
     def set_state(self, state: dict | None) -> None:
         self._count = state["count"] if state else 0
-        self._dataset.load_state_dict(state["dataset"] if state else self._beginning)
+        # Until the first record is read, the dataset's own state is that of its previous reading.
+        self._place = state["dataset"] if state else self._beginning
+        self._dataset.load_state_dict(copy.deepcopy(self._place))  # it counts on in what it is given
         self._rows = iter(self._dataset)
 
 

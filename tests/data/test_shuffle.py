@@ -1,0 +1,40 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lwm.data.shuffle import fold, shuffled_index
+
+
+@given(st.integers(1, 300), st.integers(0, 2**64 - 1))
+def test_it_is_a_permutation(length, key):
+    assert sorted(shuffled_index(index, length, key) for index in range(length)) == list(range(length))
+
+
+@given(st.integers(2**30, 2**60), st.integers(0, 2**64 - 1))
+def test_large_lengths_stay_in_range(length, key):
+    assert 0 <= shuffled_index(length - 1, length, key) < length
+
+
+@pytest.mark.parametrize("length", [3, 4])
+def test_every_order_of_a_few_is_about_as_frequent(length):
+    orders = Counter(
+        tuple(shuffled_index(index, length, fold(0, key)) for index in range(length)) for key in range(4800)
+    )
+    expected = 4800 / {3: 6, 4: 24}[length]
+    assert len(orders) == {3: 6, 4: 24}[length]
+    assert max(abs(count - expected) for count in orders.values()) < 5 * expected**0.5
+
+
+def test_neighbours_do_not_stay_neighbours():
+    order = np.array([shuffled_index(index, 5000, fold(1, 0)) for index in range(5000)])
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
+    assert np.mean(np.abs(np.diff(order))) == pytest.approx(5000 / 3, rel=0.05)
+
+
+def test_the_order_never_changes():
+    """A run resumed with a later version must go on in the order it began with."""
+    assert [shuffled_index(index, 10, fold(7, 0)) for index in range(10)] == [7, 1, 5, 2, 4, 3, 6, 0, 8, 9]
+    assert fold(1, 2) != fold(2, 1)
