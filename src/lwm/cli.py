@@ -6,6 +6,7 @@ A verb imports its own rooms when it is called, so that `lwm --help` and a misty
 import dataclasses
 import difflib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -146,7 +147,8 @@ def progress(what: str) -> Iterator[Callable[..., None]]:
     try:
         yield report
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def show(*renderables: Any) -> None:
@@ -190,7 +192,8 @@ def train(arguments: Arguments) -> int:
     make_devices(start.cpu_devices)
     result = loop.train(run, resume=start.resume)
     if result.stopped_by is not None:
-        show(f"stopped after step {result.step}; go on with: lwm train {' '.join(arguments)} --resume")
+        again = shlex.join([*arguments, *([] if start.resume else ["--resume"])])
+        show(f"stopped after step {result.step}; go on with: lwm train {again}")
         return 128 + result.stopped_by
     show(f"{result.step} steps done; the model is in {result.directory / 'model'}")
     return 0
