@@ -5,9 +5,6 @@ Jacobs et al. 2023 (DeepSpeed Ulysses); with groups smaller than the axis and a 
 group of one, the all-to-all alone a group of all.
 """
 
-from functools import partial
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -18,6 +15,8 @@ from lwm.attention.blockwise import Output
 from lwm.attention.config import AttentionConfig
 from lwm.attention.mask import AttentionMask
 from lwm.core.mesh import SEQUENCE_AXIS
+
+TOKENS, HEADS = 1, 2
 
 
 def attend(
@@ -36,14 +35,17 @@ def attend(
     if degree == 1:
         return ring.attend(q, k, v, mask, config)
     repeats = max(1, degree // k.shape[2])
-    group: dict[str, Any] = {"axis_name": SEQUENCE_AXIS, "axis_index_groups": _groups(degree), "tiled": True}
-    to_heads = partial(lax.all_to_all, split_axis=2, concat_axis=1, **group)
-    to_tokens = partial(lax.all_to_all, split_axis=1, concat_axis=2, **group)
-    gather = partial(lax.all_gather, axis=1, **group)
-    k, v = (jnp.repeat(array, repeats, axis=2) for array in (k, v))
-    results = ring.attend(to_heads(q), to_heads(k), to_heads(v), jax.tree.map(gather, mask), config, degree)
-    out, log_sum_exp = (to_tokens(result) for result in results)
-    return out, log_sum_exp
+    groups = _groups(degree)
+
+    def trade(array: Array, split: int, join: int) -> Array:
+        return lax.all_to_all(array, SEQUENCE_AXIS, split, join, axis_index_groups=groups, tiled=True)
+
+    def gather(array: Array) -> Array:
+        return lax.all_gather(array, SEQUENCE_AXIS, axis_index_groups=groups, axis=1, tiled=True)
+
+    q, k, v = (trade(array, HEADS, TOKENS) for array in (q, *(jnp.repeat(array, repeats, HEADS) for array in (k, v))))
+    out, log_sum_exp = ring.attend(q, k, v, jax.tree.map(gather, mask), config, degree)
+    return trade(out, TOKENS, HEADS), trade(log_sum_exp, TOKENS, HEADS)
 
 
 def _groups(degree: int) -> list[list[int]]:
