@@ -91,10 +91,10 @@ def _build(cls: type, values: object, block: str) -> Any:
 class Compute:
     """How a model is computed: precision, attention backend, chunk lengths, what is recomputed in the backward pass."""
 
-    #: of activations and of the weights' copies in use; master weights, statistics and angles are always fp32
+    #: of activations and of the weights in use; master weights, statistics and angles are always fp32
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: AttentionConfig = field(default_factory=AttentionConfig)
-    #: tokens of a device's share that pass the feed-forward layer at a time; memory falls with it, results do not change
+    #: tokens of a device that pass the feed-forward layer at a time: memory falls with it, results do not change
     ffn_chunk: int = 2048
     #: the same for the loss, whose logits are [chunk, V]
     loss_chunk: int = 1024
