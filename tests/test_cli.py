@@ -12,6 +12,7 @@ from lwm import cli
 from lwm.cli import VERBS, Verb, main
 from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape
+from lwm.data.examples import RecordData
 from lwm.train import loop
 from lwm.train.run import Run
 
@@ -139,7 +140,9 @@ def test_train_hands_the_changed_preset_on(mesh: str, monkeypatch: pytest.Monkey
     run, resume = seen[0]
     assert (run.name, run.steps, run.mesh, resume) == ("tiny", 7, MeshShape(2, 1, 1, 4), True)
     assert run.optimizer.learning_rate == 1e-3
-    assert run.data.path == "x.jsonl"  # type: ignore[attr-defined]
+    assert (run.data, run.held_out) == (RecordData("x.jsonl"), None)
+    assert main(["train", "tiny", "--held-out.path", "y.jsonl", "--held-out.fields", "[a]", "b"]) == 0
+    assert seen[1][0].held_out == RecordData("y.jsonl", fields=("[a]", "b"))
 
 
 def test_a_run_that_was_stopped_says_how_to_go_on(

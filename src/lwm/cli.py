@@ -71,7 +71,7 @@ def parse(verb: str, arguments: Arguments, *configs: Any) -> tuple[Any, ...]:
         default = [] if config is kind else [dataclasses.field(default=config)]
         fields.append((kind.__name__.lower(), flat, *default))
     table = VERBS[verb] if verb in VERBS else VERBS[verb.split(maxsplit=1)[0]]
-    options = tyro.cli(
+    options: Any = tyro.cli(
         dataclasses.make_dataclass("Options", fields, kw_only=True),
         args=arguments,
         prog=f"lwm {verb}",
@@ -184,11 +184,17 @@ def train(arguments: Arguments) -> int:
     """`lwm train RUN`: the first word names a preset, the flags change its fields."""
     if not arguments or arguments[0].startswith("-"):
         return _list_runs(asked="-h" in arguments or "--help" in arguments)
+    from lwm.data.examples import RecordData
     from lwm.presets import preset
     from lwm.train import loop
 
     name, *flags = arguments
-    run, start = parse(f"train {name}", flags, preset(name), Start())
+    run, nothing = preset(name), RecordData(path="")
+    if run.held_out is None and isinstance(run.data, RecordData):
+        run = dataclasses.replace(run, held_out=nothing)  # so that --held-out.path and its like are flags
+    run, start = parse(f"train {name}", flags, run, Start())
+    if run.held_out == nothing:
+        run = dataclasses.replace(run, held_out=None)
     make_devices(start.cpu_devices)
     result = loop.train(run, resume=start.resume)
     if result.stopped_by is not None:

@@ -54,6 +54,32 @@ def tiny() -> Run:
     )
 
 
+def nano_text() -> Run:
+    """The embedded model goes on learning from your own texts or records, minutes on a laptop.
+
+    lwm train nano-text --data.path records.jsonl --data.fields '[question],answer'
+
+    The loss on your records falls; keep some of them apart in --held-out.path to see what that is worth.
+    """
+    from lwm.nano.recipe import nano_16k  # noqa: PLC0415
+
+    return Run(
+        name="nano-text",
+        model=nano_16k().model,
+        data=RecordData(path=""),
+        tokenizer=str(resources.files("lwm").joinpath("nano", "weights")),
+        steps=200,
+        batch_size=4,
+        seq_len=1024,
+        optimizer=OptimizerConfig(learning_rate=3e-4, schedule="constant", warmup_steps=10),
+        log_every=10,
+        eval_every=50,
+        checkpoint_every=100,
+        init_from="nano",
+        out=Path("runs/nano-text"),
+    )
+
+
 def text_32k() -> Run:
     """Llama-2 7B to 32K tokens: 4.8B tokens of books, in fp32 on a TPU v4-512.
 
@@ -128,6 +154,7 @@ def _text_stage(
 
 PRESETS: dict[str, Preset] = {
     "tiny": tiny,
+    "nano-text": nano_text,
     "text-32k": text_32k,
     "text-128k": text_128k,
     "text-256k": text_256k,

@@ -1,6 +1,7 @@
 """`Batch`: where data and model meet."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -8,7 +9,10 @@ from jaxtyping import Float, Int
 
 from lwm.core.pytree import pytree
 
-Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+if TYPE_CHECKING:
+    Array = Any  # whoever holds a batch knows which of the three it is
+else:
+    Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 @pytree

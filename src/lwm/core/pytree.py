@@ -23,7 +23,7 @@ def pytree(cls: Node) -> Node:
         return tuple((jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names), None
 
     def unflatten(_: None, children: Any) -> Any:
-        node = object.__new__(cls)
+        node: Any = object.__new__(cls)
         for name, child in zip(names, children, strict=True):
             object.__setattr__(node, name, child)
         return node
