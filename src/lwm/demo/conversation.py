@@ -15,6 +15,8 @@ from lwm.nano.corpus import Document
 from lwm.nano.facts import Fact, answer, held_out_world, question
 
 ANSWER_TOKENS = 32
+#: what the prompt's own words take, and tokens that do not add up where texts meet
+SEAMS = 32
 _KINDS = ("magic", "magic", "population", "password", "door")
 
 
@@ -47,17 +49,22 @@ class Conversation:
 
 
 def converse(engine: Engine, tokenizer: Tokenizer, document: Document, num_tokens: int, seed: int) -> Conversation:
-    """Plant facts in the document's first `num_tokens`, read it, and ask for each of them and for two together."""
+    """Plant facts in the start of a document, read it, and ask for each of them and for two together.
+
+    `num_tokens` is the most that all of it takes: text, facts, a question and its answer.
+    """
     rng = np.random.default_rng(seed)
     facts = _facts(rng)
     depths = (rng.permutation(len(facts)) + 0.5) / len(facts)
     haystack = Haystack.of(document.text, tokenizer.encode)
-    window = float(min(num_tokens, haystack.num_tokens))
-    context = hide(haystack, 0, window, [fact.statement for fact in facts], depths.tolist())
     asked = [[fact] for fact in facts] + [facts[:2]]
     questions = [question(about, rng) for about in asked]
-    read = encode(tokenizer, document_head(context))
     prompts = [tokenizer.encode(f" {text} ASSISTANT:") for text in questions]
+    statements = [fact.statement for fact in facts]
+    planted_tokens = sum(len(tokenizer.encode(statement)) for statement in statements)
+    room = num_tokens - planted_tokens - max(map(len, prompts)) - ANSWER_TOKENS - SEAMS
+    context = hide(haystack, 0, float(min(room, haystack.num_tokens)), statements, depths.tolist())
+    read = encode(tokenizer, document_head(context))
     stop_ids = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     answers, prefill_rate, decode_rate = _ask_each(engine, read, prompts, stop_ids)
     places = [round(100 * depths[facts.index(about[0])]) for about in asked]

@@ -124,7 +124,7 @@ def _turn(turn: Turn) -> str:
     mark, word = ("✓", "right") if turn.correct else ("✗", "wrong")
     said = escape(turn.response) or "<em>nothing</em>"
     return (
-        f'<li><p class="question">{escape(turn.question)} <small>asked of {turn.depth_percent}% depth</small></p>'
+        f'<li><p class="question">{escape(turn.question)} <small>planted {turn.depth_percent}% deep</small></p>'
         f"<dl><div><dt>model</dt><dd>{said}</dd></div><div><dt>true</dt><dd>{escape(turn.truth)}</dd></div></dl>"
         f'<p class="verdict {word}"><span aria-hidden="true">{mark}</span> {word}</p></li>'
     )

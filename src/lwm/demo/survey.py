@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from lwm.evals.journal import Row
 from lwm.evals.trial import Cell
@@ -20,12 +19,8 @@ FIRST_ROUND_SHARE, LATER_ROUNDS_SHARE = 0.5, 0.25
 GROWTH = 3.5
 
 
-class Task(Protocol):
-    """Answers cells together, one row each, as `evals.needle.NeedleTask` does."""
-
-    def run(self, cells: Sequence[Cell]) -> list[Row]:
-        """A row for each cell."""
-        ...
+#: answers cells together, one row each, as `evals.needle.NeedleTask.run` does
+Ask = Callable[[Sequence[Cell]], list[Row]]
 
 
 @dataclass
@@ -37,7 +32,7 @@ class Survey:
 
 
 def survey(
-    task: Task,
+    ask: Ask,
     lengths: Sequence[int],
     deadline: float,
     on_rows: Callable[[Sequence[Row]], None] = lambda rows: None,
@@ -59,7 +54,7 @@ def survey(
             if found.rows and clock() + expected > began + share * (deadline - began):
                 break
             started = clock()
-            rows = task.run(cells)
+            rows = ask(cells)
             seconds.append((clock() - started) / len(cells))
             per_prompt = seconds[-1]
             if number == 1:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 from rich.table import Table
 
 from lwm.core.errors import UserError
@@ -44,8 +45,6 @@ class DemoConfig:
 
     #: where report.html, results.json, summary.json and heat_map.png go
     out: Path = Path("report")
-    #: a model directory, or nano, the one that comes with the package
-    model: str = "nano"
     #: how long it may take; with more of it the grid goes further
     seconds: int = 150
     #: of cities, numbers and stretches of text
@@ -83,8 +82,13 @@ class DemoReport:
         }
 
 
-def run_demo(config: DemoConfig, on_progress: OnProgress = lambda passed, total, note: None) -> DemoReport:
-    """Take the tour and write its four files.
+def run_demo(
+    config: DemoConfig,
+    on_progress: OnProgress = lambda passed, total, note: None,
+    name: str = "nano",
+    mesh: Mesh | None = None,
+) -> DemoReport:
+    """Take the tour of the embedded model, or of another by `name`, on all devices or on `mesh`; write its four files.
 
     Raises:
         UserError: no such model, one without tokenizer, or a directory that cannot be written.
@@ -96,8 +100,8 @@ def run_demo(config: DemoConfig, on_progress: OnProgress = lambda passed, total,
 
     _require_writable(config.out)
     with compile_clock() as compiled:
-        tell(f"loading {config.model}")
-        model = load_model(config.model, make_mesh(MeshShape(fsdp=1, sp=-1)))
+        tell(f"loading {name}")
+        model = load_model(name, mesh or make_mesh(MeshShape(fsdp=1, sp=-1)))
         tokenizer = _require_tokenizer(model)
         engine = Engine(model.params, model.config, Compute(), model.mesh)
         load_seconds = time.monotonic() - began
@@ -105,12 +109,12 @@ def run_demo(config: DemoConfig, on_progress: OnProgress = lambda passed, total,
         documents = held_out_documents()
         haystack = Haystack.of("\n".join(document.text for document in documents), tokenizer.encode)
         task = NeedleTask(haystack, tokenizer, engine, config.seed, NEEDLE_ANSWER_TOKENS)
-        grid = survey(task, LENGTHS, began + GRID_SHARE * config.seconds, lambda rows: tell(_note(rows)))
+        grid = survey(task.run, LENGTHS, began + GRID_SHARE * config.seconds, lambda rows: tell(_note(rows)))
         tell("asking about one document")
         longest = max(documents, key=lambda document: len(document.text))
         spoken = converse(engine, tokenizer, longest, _readable_length(grid, model, config.seconds), config.seed)
         seconds = {"load": load_seconds, "compile": compiled(), "all": time.monotonic() - began}
-    report = _report(config, model, documents, haystack, grid, spoken, seconds)
+    report = _report(config, name, model, documents, haystack, grid, spoken, seconds)
     _write(config.out, report)
     return report
 
@@ -128,6 +132,7 @@ def _note(rows: Sequence[Row]) -> str:
 
 def _report(
     config: DemoConfig,
+    name: str,
     model: LoadedModel,
     documents: Sequence[Document],
     haystack: Haystack,
@@ -137,20 +142,20 @@ def _report(
 ) -> DemoReport:
     rows = sorted(grid.rows, key=lambda row: (row["context_length"], row["depth_percent"], row["round"]))
     limit = model.config.max_context
-    about = {"model": config.model, "needles": 1, "retrieve": 1}
+    about = {"model": name, "needles": 1, "retrieve": 1}
     about |= {"max_context": limit, "haystack_tokens": haystack.num_tokens}
-    command = ["lwm", "demo", "--out", str(config.out), "--model", config.model]
+    command = ["lwm", "demo", "--out", str(config.out)]
     command += ["--seconds", str(config.seconds), "--seed", str(config.seed)]
     leaves = jax.tree.leaves(model.params)
     facts = {
-        "model": config.model,
+        "model": name,
         "parameters": sum(leaf.size for leaf in leaves),
         "file_bytes": sum(path.stat().st_size for path in model.directory.glob("*.safetensors")),
         "layers": model.config.num_layers,
         "max_context": limit,
         "documents": [document.name for document in documents],
         "document_tokens": haystack.num_tokens,
-        "seconds": {name: round(spent, 1) for name, spent in seconds.items()},
+        "seconds": {part: round(spent, 1) for part, spent in seconds.items()},
         "seconds_per_prompt": {str(length): round(spent, 3) for length, spent in grid.seconds_per_prompt.items()},
         "peak_memory_bytes": peak_memory(),
         "machine": describe_machine(),
