@@ -1,0 +1,1 @@
+"""The model this package carries: what it reads, what it is taught, and how it was trained."""

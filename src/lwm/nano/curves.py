@@ -1,0 +1,71 @@
+"""Keep and draw how the stages went: `python -m lwm.nano.curves` reads runs/nano-* and writes into docs/nano/.
+
+metrics_nano-128.jsonl ...    every held-out evaluation, and the training loss thinned to some hundred rows
+curve.png                     loss and held-out accuracy over the tokens seen
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lwm.nano.recipe import STAGES
+
+FIGURES = Path("docs/nano")
+KEPT_ROWS = 150
+
+Rows = list[dict[str, float]]
+
+
+def keep(metrics: Path, thinned: Path) -> Rows:
+    """Copy a run's metrics, leaving out all but some of the training steps."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    training = [row for row in rows if "loss" in row]
+    every = max(1, len(training) // KEPT_ROWS)
+    kept = [row for row in rows if "loss" not in row] + training[::-1][::every]
+    kept.sort(key=lambda row: row["step"])
+    thinned.write_text("".join(json.dumps(_rounded(row)) + "\n" for row in kept))
+    return kept
+
+
+def draw(stages: Sequence[tuple[str, int, Rows]], picture: Path) -> None:
+    """Draw stages given as (name, tokens a step, rows), one after another along the axis of tokens."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    loss, accuracy = figure.subplots(2, 1, sharex=True)
+    seen = 0.0
+    for name, tokens, rows in stages:
+        for axes, key, style in (
+            (loss, "loss", {"color": "0.75", "linewidth": 1}),
+            (loss, "held_out_loss", {"color": "C0", "marker": "."}),
+            (accuracy, "held_out_text_accuracy", {"color": "C0", "marker": "."}),
+        ):
+            points = [(seen + row["step"] * tokens / 1e6, row[key]) for row in rows if key in row]
+            axes.plot(*zip(*points, strict=True), **style)
+        loss.annotate(name, (seen, 1), xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=8)
+        seen += rows[-1]["step"] * tokens / 1e6
+        for axes in (loss, accuracy):
+            axes.axvline(seen, color="0.9", zorder=0)
+    loss.set(ylabel="loss", title="The nano model's stages: training (grey), answers about held-out text (blue)")
+    accuracy.set(ylabel="share of right answer tokens", xlabel="million tokens", ylim=(0, 1.02))
+    figure.savefig(picture, dpi=110)
+
+
+def main() -> None:
+    """Keep and draw every stage that has run here."""
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    stages = []
+    for name, stage in STAGES.items():
+        run = stage()
+        if (metrics := run.out / "metrics.jsonl").exists():
+            rows = keep(metrics, FIGURES / f"metrics_{name}.jsonl")
+            stages.append((name, run.batch_size * run.seq_len, rows))
+    draw(stages, FIGURES / "curve.png")
+
+
+def _rounded(row: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Cities, first names and made-up names for planted facts, with those that training never sees.
+
+A model that had only met these cities would remember them; one that also meets made-up names must learn to compare.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+CITIES = (
+    "Aarhus", "Aberdeen", "Abidjan", "Adelaide", "Albany", "Aleppo", "Alicante", "Almaty", "Antalya", "Antwerp",
+    "Arequipa", "Asheville", "Astana", "Asuncion", "Augusta", "Austin", "Bamako", "Bandung", "Barranquilla", "Basel",
+    "Baton Rouge", "Belfast", "Bergen", "Bilbao", "Boise", "Bologna", "Bordeaux", "Bradford", "Braga", "Bremen",
+    "Brighton", "Bristol", "Brno", "Buffalo", "Bursa", "Busan", "Calgary", "Cali", "Canberra", "Cardiff", "Catania",
+    "Cebu City", "Chengdu", "Cincinnati", "Cologne", "Columbus", "Cork", "Curitiba", "Cusco", "Daegu", "Dakar",
+    "Dalian", "Darwin", "Davao", "Debrecen", "Detroit", "Dijon", "Dortmund", "Dresden", "Durban", "Edmonton", "El Paso",
+    "Essen", "Fez", "Florence", "Fortaleza", "Fresno", "Fukuoka", "Galway", "Gdansk", "Ghent", "Glasgow", "Gothenburg",
+    "Granada", "Graz", "Grenoble", "Guadalajara", "Halifax", "Hamilton", "Harbin", "Hobart", "Incheon", "Indore",
+    "Innsbruck", "Irkutsk", "Izmir", "Jaipur", "Kampala", "Kansas City", "Kathmandu", "Kazan", "Kobe", "Krakow",
+    "Kumasi", "Lahore", "Lausanne", "Leeds", "Leipzig", "Lille", "Linz", "Liverpool", "Ljubljana", "Luanda", "Lucknow",
+    "Lusaka", "Lviv", "Malaga", "Malmo", "Maputo", "Marseille", "Medan", "Memphis", "Merida", "Monterrey", "Multan",
+    "Nagoya", "Nantes", "Naples", "Nashville", "Natal", "Newcastle", "Nuremberg", "Oakland", "Odessa", "Omaha", "Oran",
+    "Orlando", "Osaka", "Ottawa", "Oulu", "Palermo", "Perth", "Peshawar", "Pittsburgh", "Plovdiv", "Porto", "Puebla",
+    "Pune", "Quebec City", "Raleigh", "Recife", "Reno", "Richmond", "Riga", "Rosario", "Rotterdam", "Sacramento",
+    "Salvador", "Salzburg", "San Antonio", "San Jose", "Sapporo", "Seville", "Sheffield", "Sofia", "Spokane", "Split",
+    "Stuttgart", "Surat", "Tampa", "Tampere", "Tangier", "Tbilisi", "Tijuana", "Toledo", "Toulouse", "Trieste",
+    "Tucson", "Tulsa", "Turin", "Utrecht", "Valencia", "Varna", "Verona", "Vilnius", "Winnipeg", "Wroclaw", "Wuhan",
+    "Xiamen", "Yerevan", "York", "Zagreb", "Zaragoza",
+)  # fmt: skip
+HELD_OUT_CITIES = (
+    "Amsterdam", "Athens", "Baghdad", "Bangkok", "Barcelona", "Beijing", "Berlin", "Bogota", "Boston", "Brussels",
+    "Budapest", "Cairo", "Chicago", "Copenhagen", "Dallas", "Delhi", "Dublin", "Geneva", "Havana", "Helsinki",
+    "Istanbul", "Jakarta", "Karachi", "Lagos", "Lima", "Lisbon", "London", "Los Angeles", "Madrid", "Manila",
+    "Melbourne", "Mexico City", "Miami", "Milan", "Montreal", "Moscow", "Mumbai", "Nairobi", "New York", "Oslo",
+    "Paris", "Prague", "Rome", "San Francisco", "Santiago", "Seattle", "Seoul", "Shanghai", "Singapore", "Stockholm",
+    "Sydney", "Taipei", "Tokyo", "Toronto", "Vancouver", "Vienna", "Warsaw", "Zurich",
+)  # fmt: skip
+
+PEOPLE = (
+    "Adam", "Agnes", "Amir", "Anna", "Boris", "Carla", "Chen", "Clara", "Diego", "Dora", "Edith", "Emil", "Erik", "Eva",
+    "Felix", "Frida", "Greta", "Hanna", "Hugo", "Igor", "Ingrid", "Jonas", "Julia", "Kenji", "Lara", "Leo", "Lucia",
+    "Magda", "Marco", "Mei", "Mila", "Nadia", "Nils", "Olga", "Omar", "Oscar", "Paula", "Pedro", "Rosa", "Samir",
+    "Sara", "Simon", "Tara", "Tomas", "Vera", "Viktor", "Wanda", "Yusuf", "Zoe",
+)  # fmt: skip
+HELD_OUT_PEOPLE = ("Alice", "Bob", "Charlotte", "David", "Elena", "Frank", "Grace", "Henry", "Irene", "Jack", "Laura")
+
+WORDS = (
+    "amber", "anchor", "apple", "basil", "beacon", "birch", "blossom", "bramble", "bronze", "candle", "canyon", "cedar",
+    "cherry", "cinnamon", "clover", "cobalt", "comet", "copper", "coral", "cotton", "cricket", "crimson", "dahlia",
+    "dolphin", "ember", "falcon", "feather", "fern", "flint", "forest", "garnet", "ginger", "glacier", "granite",
+    "harbor", "hazel", "heron", "honey", "indigo", "ivory", "jasmine", "juniper", "lantern", "laurel", "lavender",
+    "lemon", "lilac", "magnet", "maple", "marble", "meadow", "mint", "nutmeg", "olive", "onyx", "orchid", "otter",
+    "panther", "pepper", "pine", "plum", "quartz", "raven", "river", "saffron", "sage", "scarlet", "silver", "sparrow",
+    "thistle", "thunder", "topaz", "tulip", "turquoise", "velvet", "violet", "walnut", "willow", "winter", "zephyr",
+)  # fmt: skip
+HELD_OUT_WORDS = ("acorn", "badger", "cactus", "daisy", "emerald", "fig", "hickory", "iris", "jade", "kestrel", "lotus")
+
+_ONSETS = ("b", "br", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "st", "t", "v", "z")
+_SYLLABLES = [onset + vowel for onset in _ONSETS for vowel in "aeiou"]
+_ENDINGS = ("", "n", "l", "r", "s", "th", "ville", "burg", "ford", "stad")
+
+
+def invent(count: int, rng: np.random.Generator) -> Sequence[str]:
+    """`count` capitalised names that no map knows, such as `Bravilo` or `Stemuth`."""
+    stems = rng.choice(_SYLLABLES, (count, 3))
+    lengths, endings = rng.integers(2, 4, count), rng.choice(_ENDINGS, count)
+    parts = zip(stems, lengths, endings, strict=True)
+    return ["".join([*stem[:length], ending]).capitalize() for stem, length, ending in parts]

@@ -1,0 +1,259 @@
+"""What the nano model is trained on: generated records, each a pure function of (seed, index).
+
+    facts   a stretch of real text with facts planted in it, then many questions and answers; the answers are learned
+    quotes  a source, real text or random tokens, then stretches of it quoted; how a quote goes on is learned
+    text    real text, learned lightly
+
+Copying forms on quotes first; finding facts then snaps in on top of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from lwm.core.errors import UserError
+from lwm.data.examples import Example
+from lwm.data.tokenizer import Tokenizer
+from lwm.nano.corpus import held_out_documents, training_documents
+from lwm.nano.facts import (
+    COMPLETE_LINE,
+    NEXT_TURN,
+    PROMPT_END,
+    PROMPT_START,
+    REQUESTS,
+    Fact,
+    World,
+    answer,
+    held_out_world,
+    question,
+    training_world,
+)
+
+#: loss weights
+ANSWER, LINE, QUOTE, TEXT, SILENT = 1.0, 0.5, 0.2, 0.03, 0.0
+MIN_LENGTH = 96
+#: tokens of a line that is worth completing
+SHORTEST_LINE, LONGEST_LINE = 7, 32
+#: of the questions about magic numbers, how many ask for two or three at once
+SEVERAL_SHARE = 0.2
+
+Ids = Sequence[int] | np.ndarray
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Which records to generate. All shares are relative to the others of their group.
+
+    A record of length n has n + 1 tokens, so that it fills n targets; rows of the batch hold one or several.
+    """
+
+    lengths: tuple[int, ...] = (128,)
+    length_shares: tuple[float, ...] = (1.0,)
+    facts: float = 0.6
+    quotes: float = 0.4
+    text: float = 0.0
+    #: of the planted facts, the part that are not magic numbers
+    other_facts: float = 0.0
+    #: of the questions, the part that ask to complete a line of the document
+    line_questions: float = 0.0
+    #: of the questions, the part followed by one of LWM's requests ("Don't give information ...")
+    requests: float = 0.0
+    max_facts: int = 3
+    max_questions: int = 4
+    split: Literal["training", "held_out"] = "training"
+    seed: int = 0
+    #: records before the source ends and begins again
+    num_records: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        if len(self.lengths) != len(self.length_shares):
+            raise UserError(f"lengths {self.lengths} and length_shares {self.length_shares} differ in number")
+        if min(self.lengths) < MIN_LENGTH:
+            raise UserError(
+                f"records of {min(self.lengths)} tokens have no room for a fact and a question: take {MIN_LENGTH}"
+            )
+
+    def open(self, tokenizer: Tokenizer) -> "TaskSource":
+        """Tokenize the split's documents (some seconds) and make the source."""
+        held_out = self.split == "held_out"
+        documents = held_out_documents() if held_out else training_documents()
+        corpus = np.concatenate([np.array(tokenizer.encode(document.text), np.int32) for document in documents])
+        return TaskSource(self, tokenizer, corpus, held_out_world() if held_out else training_world())
+
+
+class Record:
+    """Tokens and their weights, piece by piece."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Ids] = []
+        self.weights: list[float] = []
+        self.length = 0
+
+    def add(self, ids: Ids, weight: float) -> None:
+        """Append tokens that share a weight."""
+        self.pieces.append(ids)
+        self.weights.append(weight)
+        self.length += len(ids)
+
+    def extend(self, other: "Record") -> None:
+        """Append another record."""
+        self.pieces += other.pieces
+        self.weights += other.weights
+        self.length += other.length
+
+    def example(self, record_id: str) -> Example:
+        """The finished record."""
+        tokens = np.concatenate([np.asarray(piece, np.int32) for piece in self.pieces])
+        weights = np.repeat(np.array(self.weights, np.float32), [len(piece) for piece in self.pieces])
+        return Example(tokens, weights, record_id)
+
+
+class TaskSource:
+    """Random access to generated records (an `ExampleSource`)."""
+
+    def __init__(self, config: TaskData, tokenizer: Tokenizer, corpus: np.ndarray, world: World) -> None:
+        if len(corpus) <= max(config.lengths):
+            raise UserError(f"the corpus has {len(corpus)} tokens, too few for records of {max(config.lengths)}")
+        self._config, self._corpus, self._world = config, corpus, world
+        self._bos, self._eos, self._encode = tokenizer.bos_id, tokenizer.eos_id, tokenizer.encode
+        self._space = tokenizer.encode(" ")
+        self._num_ids = tokenizer.size
+        self._ends_line = np.array(["\n" in tokenizer.decode([id]) for id in range(tokenizer.size)])
+        self._length_shares = _normalized(config.length_shares)
+        self._builders = {"facts": self._facts, "quotes": self._quotes, "text": self._text}
+        self._builder_shares = _normalized([getattr(config, kind) for kind in self._builders])
+
+    def __len__(self) -> int:
+        return self._config.num_records
+
+    def __getitem__(self, index: int) -> Example:
+        """Record `index`, of one of the configured lengths."""
+        rng = np.random.default_rng((self._config.seed, index))
+        length = int(rng.choice(self._config.lengths, p=self._length_shares)) + 1
+        kind = str(rng.choice(list(self._builders), p=self._builder_shares))
+        return self._builders[kind](length, rng).example(f"{kind}/{self._config.seed}/{index}")
+
+    def _text(self, length: int, rng: np.random.Generator) -> Record:
+        record = self._begin(rng)
+        record.add(self._slice(length - record.length, rng), QUOTE)
+        return record
+
+    def _quotes(self, length: int, rng: np.random.Generator) -> Record:
+        record = self._begin(rng)
+        room = int(length * rng.uniform(0.3, 0.6))
+        is_text = rng.random() < 0.5
+        source = self._slice(room, rng) if is_text else rng.integers(3, self._num_ids, room, dtype=np.int32)
+        record.add(source, TEXT if is_text else SILENT)
+        while record.length < length:
+            size = min(int(rng.integers(12, 65)), length - record.length)
+            start = rng.integers(max(1, room - size))
+            quote = source[start : start + size]
+            record.add(quote[:2], SILENT)  # where a quote begins, nobody can know
+            record.add(quote[2:], QUOTE)
+        return record
+
+    def _facts(self, length: int, rng: np.random.Generator) -> Record:
+        record = self._begin(rng)
+        record.add(self._encode(PROMPT_START), SILENT)
+        record.add(self._space if rng.random() < 0.5 else [], SILENT)
+        most = max(1, min(self._config.max_facts, length // 45))
+        facts = self._world.facts(int(rng.integers(1, most + 1)), self._config.other_facts, rng)
+        statements = [self._encode(fact.statement) for fact in facts]
+        document = self._slice(length - record.length - sum(map(len, statements)), rng)
+        turns = self._turns(facts, document, rng)
+        self._plant(record, document[turns.length :], statements, rng)
+        record.extend(turns)
+        return record
+
+    def _plant(
+        self, record: Record, document: np.ndarray, statements: list[list[int]], rng: np.random.Generator
+    ) -> None:
+        """Add the document with statements at random depths: the very ends too, and half of the others at line ends."""
+        count = len(statements)
+        depths = np.where(rng.random(count) < 0.2, rng.integers(2, size=count), rng.random(count))
+        places = np.round(depths * len(document)).astype(int)
+        line_ends = np.append(np.flatnonzero(self._ends_line[document]) + 1, len(document))
+        move = (places > 0) & (rng.random(count) < 0.5)
+        places = np.where(move, line_ends[np.searchsorted(line_ends, places)], places)
+        before = 0
+        for which in np.argsort(places, kind="stable"):
+            record.add(document[before : places[which]], TEXT)
+            record.add(statements[which], SILENT)
+            before = places[which]
+        record.add(document[before:], TEXT)
+
+    def _turns(self, facts: list[Fact], document: np.ndarray, rng: np.random.Generator) -> Record:
+        """Questions and answers, to take the place of the document's beginning (of 3/4 of it at most)."""
+        turns = Record()
+        most = self._config.max_questions
+        count = int(rng.integers((most + 1) // 2, most + 1))
+        room = min(count * 64, 3 * len(document) // 4)
+        separator = self._encode(NEXT_TURN)
+        end = [self._eos] if rng.random() < 0.5 else []  # a conversation may go on with or without it
+        for number in range(count):
+            turn = Record()
+            if rng.random() < self._config.line_questions:
+                turn = self._ask_line(document[room:], rng)
+            if not turn.length:
+                turn = self._ask_facts(facts, number, rng)
+            if turns.length + len(end) + len(separator) + turn.length >= room:
+                continue
+            if turns.length:
+                turns.add(end, ANSWER)
+                turns.add(separator, SILENT)
+            turns.extend(turn)
+        turns.add([self._eos], ANSWER)
+        return turns
+
+    def _ask_facts(self, facts: list[Fact], number: int, rng: np.random.Generator) -> Record:
+        """Ask for two or three magic numbers at once, or for each fact in turn."""
+        asked = [facts[number % len(facts)]]
+        magic = [fact for fact in facts if fact.kind == "magic"]
+        if len(magic) > 1 and rng.random() < SEVERAL_SHARE:
+            asked = [magic[which] for which in rng.permutation(len(magic))[: rng.integers(2, 4)]]
+        reply = self._encode(" " + answer(asked))
+        # LWM's prompt ends in a space. Before a digit that is a token of its own anyway; before a word it is one more.
+        spaced = reply[:1] != self._space and rng.random() < 0.5
+        return self._turn(self._encode(" " + question(asked, rng)), self._space if spaced else [], reply, ANSWER, rng)
+
+    def _ask_line(self, document: np.ndarray, rng: np.random.Generator) -> Record:
+        """Ask how a line goes on whose beginning no other has; an empty record where the draw finds none."""
+        line_ends = np.flatnonzero(self._ends_line[document])
+        lines = [(a + 1, b) for a, b in pairwise(line_ends) if SHORTEST_LINE < b - a <= LONGEST_LINE]
+        if not lines:
+            return Record()
+        first, last = lines[rng.integers(len(lines))]
+        cut = first + int(rng.integers(3, SHORTEST_LINE - 1))
+        if _occurrences(document, document[first:cut]) > 1:
+            return Record()
+        asked = [*self._encode(COMPLETE_LINE), *document[first:cut].tolist()]
+        return self._turn(asked, [], document[cut:last], LINE, rng)
+
+    def _turn(self, asked: Ids, silent: Ids, reply: Ids, weight: float, rng: np.random.Generator) -> Record:
+        turn = Record()
+        request = REQUESTS[rng.integers(1, len(REQUESTS))] if rng.random() < self._config.requests else ""
+        turn.add([*asked, *self._encode(request + PROMPT_END), *silent], SILENT)
+        turn.add(reply, weight)
+        return turn
+
+    def _begin(self, rng: np.random.Generator) -> Record:
+        """Most records begin with the begin token; some prompts come without."""
+        record = Record()
+        record.add([self._bos] if rng.random() < 0.8 else [], SILENT)
+        return record
+
+    def _slice(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        start = rng.integers(len(self._corpus) - length)
+        return self._corpus[start : start + length]
+
+
+def _normalized(shares: Sequence[float]) -> np.ndarray:
+    return np.asarray(shares, float) / sum(shares)
+
+
+def _occurrences(document: np.ndarray, pattern: np.ndarray) -> int:
+    windows = np.lib.stride_tricks.sliding_window_view(document, len(pattern))
+    return int((windows == pattern).all(axis=1).sum())

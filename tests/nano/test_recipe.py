@@ -1,0 +1,27 @@
+from itertools import pairwise
+
+import pytest
+
+from lwm.core.params import count
+from lwm.data.tokenizer import load_tokenizer
+from lwm.model.transformer import declare
+from lwm.nano.recipe import STAGES
+
+
+def test_stages_grow_and_each_starts_from_the_one_before():
+    runs = [stage() for stage in STAGES.values()]
+    assert [run.name for run in runs] == list(STAGES)
+    assert runs[0].init_from is None
+    for before, run in pairwise(runs):
+        assert run.init_from == str(before.out)
+        assert run.seq_len > before.seq_len
+        assert run.model.rope_theta >= before.model.rope_theta
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_a_run_of_the_embedded_model(name):
+    run = STAGES[name]()
+    assert run.data.split == "training" and run.held_out.split == "held_out"
+    assert max(run.data.lengths) == run.seq_len <= run.model.max_context
+    assert load_tokenizer(run.tokenizer).size == run.model.vocab.text_size
+    assert count(declare(run.model)) * 2 < 6_000_000  # bytes in bf16

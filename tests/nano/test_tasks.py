@@ -1,0 +1,118 @@
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lwm.core.errors import UserError
+from lwm.infer.prompts import needle, needle_prompt
+from lwm.nano.corpus import held_out_documents
+from lwm.nano.facts import REQUESTS, Fact, answer, held_out_world, question, training_world
+from lwm.nano.tasks import ANSWER, LINE, TaskData, TaskSource
+
+FACTS = TaskData(
+    (512,), facts=1.0, quotes=0.0, other_facts=0.4, line_questions=0.3, requests=0.5, max_facts=6, max_questions=8
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer):
+    return np.array(tokenizer.encode(held_out_documents()[3].text), np.int32)
+
+
+@pytest.fixture(scope="module")
+def open_source(tokenizer, corpus):
+    return lambda config: TaskSource(config, tokenizer, corpus, training_world())
+
+
+@pytest.mark.parametrize("kinds", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+@pytest.mark.parametrize("length", [96, 128, 2048])
+def test_records_fill_rows_exactly(open_source, kinds, length):
+    facts, quotes, text = kinds
+    source = open_source(replace(FACTS, lengths=(length,), facts=facts, quotes=quotes, text=text))
+    for index in range(40):
+        example = source[index]
+        assert len(example.tokens) == len(example.loss_weights) == length + 1
+        assert (example.tokens.dtype, example.loss_weights.dtype) == (np.int32, np.float32)
+        assert example.tokens.min() >= 1 and example.tokens.max() < 2048
+        assert example.loss_weights.sum() > 0
+
+
+def test_a_record_is_a_function_of_seed_and_index(open_source):
+    mixed = replace(FACTS, quotes=1.0, lengths=(128, 256), length_shares=(1.0, 1.0))
+    first, again, other = open_source(mixed), open_source(mixed), open_source(replace(mixed, seed=1))
+    backwards = [again[index] for index in reversed(range(30))][::-1]
+    for index in range(30):
+        assert first[index].record_id == backwards[index].record_id
+        np.testing.assert_array_equal(first[index].tokens, backwards[index].tokens)
+        np.testing.assert_array_equal(first[index].loss_weights, backwards[index].loss_weights)
+    assert {len(first[index].tokens) for index in range(30)} == {129, 257}
+    assert any(first[index].tokens.tolist() != other[index].tokens.tolist() for index in range(30))
+
+
+def test_learned_answers_are_those_of_the_document(open_source, tokenizer):
+    source = open_source(replace(FACTS, line_questions=0.0))
+    asked = 0
+    for index in range(40):
+        example = source[index]
+        text = tokenizer.decode(example.tokens.tolist())
+        stated = dict(re.findall(r"\nThe special magic (.+?) number is: (\d{7})\n", text))
+        stated |= dict(re.findall(r"\nThe (?:population|door code|password) (?:of|for) (.+?) is (\S+)\.\n", text))
+        learned = tokenizer.decode(example.tokens[example.loss_weights == ANSWER].tolist())
+        numbers = re.findall(r"\d{7}", learned)
+        assert set(numbers) <= set(stated.values())
+        for city, number in re.findall(r"magic (?:number for )?(\S+?)(?: number)?\?[^?]*? ASSISTANT: (\d{7})", text):
+            assert stated[city] == number
+            asked += 1
+    assert asked > 40
+
+
+def test_lines_to_complete_are_lines_of_the_corpus(open_source, tokenizer, corpus):
+    source = open_source(replace(FACTS, line_questions=1.0, requests=0.0))
+    text_of_corpus = tokenizer.decode(corpus.tolist())
+    for index in range(10):
+        text = tokenizer.decode(source[index].tokens.tolist())
+        for turn in text.split(" Complete the line:")[1:]:
+            start, end = turn.split(" ASSISTANT:")[:2]
+            assert start + end.split(" USER:")[0] in text_of_corpus
+    assert any((source[index].loss_weights == LINE).any() for index in range(10))
+
+
+def test_needles_go_to_every_depth(open_source, tokenizer):
+    source = open_source(replace(FACTS, other_facts=0.0, max_facts=1, max_questions=1, line_questions=0.0))
+    texts = [tokenizer.decode(source[index].tokens.tolist()) for index in range(200)]
+    depths = np.array([text.index("\nThe special magic") / text.index(" What is") for text in texts])
+    counts, _ = np.histogram(depths, bins=5, range=(0, 1))
+    assert counts.min() > 20
+    starts = sum(bool(re.match(r"You are a helpful assistant\. USER: ?\nThe special", text)) for text in texts)
+    ends = sum(bool(re.search(r"number is: \d{7}\n What is", text)) for text in texts)
+    assert starts > 5 and ends > 5
+
+
+def test_wordings_are_those_of_the_needle_tests():
+    fact, other = Fact("magic", "New York", "1234567"), Fact("magic", "Rome", "7654321")
+    assert fact.statement == needle("New York", "1234567")
+    asked = {question([fact], np.random.default_rng(seed)) for seed in range(20)}
+    asked_of_several = {question([fact, other], np.random.default_rng(0))}
+    single, several = needle_prompt("", ["New York"]), needle_prompt("", ["New York", "Rome"], 4)
+    one_of_several = needle_prompt("", ["New York"], 4)
+    assert {REQUESTS[0] in single, REQUESTS[1] in several, REQUESTS[1] in one_of_several} == {True}
+    assert any(text in single for text in asked) and any(text in one_of_several for text in asked)
+    assert all(text in several for text in asked_of_several)
+    assert answer([fact]) == "1234567"
+    assert answer([fact, other]) == "New York: 1234567, Rome: 7654321"
+
+
+def test_held_out_names_are_never_planted_in_training():
+    trained, held_out = training_world(), held_out_world()
+    for names in ("cities", "people", "words"):
+        assert not set(getattr(trained, names)) & set(getattr(held_out, names))
+
+
+def test_what_cannot_be_generated_is_refused(open_source):
+    with pytest.raises(UserError, match="no room"):
+        TaskData(lengths=(32,))
+    with pytest.raises(UserError, match="differ in number"):
+        TaskData(lengths=(128, 256))
+    with pytest.raises(UserError, match="too few"):
+        open_source(TaskData(lengths=(1 << 20,)))

@@ -1,0 +1,37 @@
+import pytest
+from tokenizers import Tokenizer
+
+from lwm.infer.prompts import needle, needle_prompt
+from lwm.nano.corpus import held_out_documents
+from lwm.nano.train_tokenizer import SIZE, SPECIAL, TOKENIZER_FILE, train_tokenizer
+
+
+def test_special_tokens_have_the_ids_that_llama_gave_them(tokenizer):
+    raw = Tokenizer.from_file(str(TOKENIZER_FILE))
+    assert (raw.get_vocab_size(), tokenizer.size) == (SIZE, SIZE)
+    assert [raw.token_to_id(name) for name in SPECIAL] == [0, 1, 2]
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+
+
+def test_every_digit_is_a_token(tokenizer):
+    ids = tokenizer.encode("1234567")
+    assert [tokenizer.decode([token]) for token in ids] == list("1234567")
+    assert tokenizer.encode(" 1234567") == tokenizer.encode(" ") + ids
+
+
+@pytest.mark.parametrize("text", ["def f(x):\n\treturn 'naïve ☃'\r\n\n", "", " ", "\n\n  x  ", "日本語 and \x00 bytes"])
+def test_any_text_comes_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_prompts_and_documents_are_compact(tokenizer):
+    frame = len(tokenizer.encode(needle_prompt("", ["Boston"]))) + len(tokenizer.encode(needle("Boston", "1234567")))
+    assert frame < 70
+    document = held_out_documents()[0].text
+    assert len(document) / len(tokenizer.encode(document)) > 2.5
+
+
+def test_training_gives_the_same_tokenizer_each_time():
+    texts = ["the special magic number 12\n", "def special(): pass\n"] * 50
+    first, second = (train_tokenizer(iter(texts)).to_str() for _ in range(2))
+    assert first == second
