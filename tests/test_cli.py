@@ -60,6 +60,7 @@ def test_an_unfinished_line_is_answered_with_what_may_follow(
         (["train", "tiny", "--mesh", "pp=2"], "'pp=2'"),
         (["train", "tiny", "--steps", "0"], "steps must be at least 1"),
         (["train", "tiny", "--cpu-devices", "0"], "--cpu-devices 0"),
+        (["train", "nano-128", "--held-out-path", "record.jsonl"], "nano-128 makes its own"),
         (["train", "tiny", "--data.path", "absent.jsonl", "--out", "made"], "absent.jsonl"),
         (["train", "tiny", "--data.path", "empty.jsonl", "--out", "made"], "empty.jsonl"),
         (["train", "tiny", "--data.path", "record.jsonl", "--data.fields", "body", "--out", "made"], "'body'"),
@@ -141,7 +142,7 @@ def test_train_hands_the_changed_preset_on(mesh: str, monkeypatch: pytest.Monkey
     assert (run.name, run.steps, run.mesh, resume) == ("tiny", 7, MeshShape(2, 1, 1, 4), True)
     assert run.optimizer.learning_rate == 1e-3
     assert (run.data, run.held_out) == (RecordData("x.jsonl"), None)
-    assert main(["train", "tiny", "--held-out.path", "y.jsonl", "--held-out.fields", "[a]", "b"]) == 0
+    assert main(["train", "tiny", "--held-out-path", "y.jsonl", "--data.fields", "[a]", "b"]) == 0
     assert seen[1][0].held_out == RecordData("y.jsonl", fields=("[a]", "b"))
 
 

@@ -53,6 +53,8 @@ class Start:
 
     #: go on from the run's last checkpoint
     resume: bool = False
+    #: records never trained on, read as the training's are; their loss is reported
+    held_out_path: str | None = None
     #: make this computer's processor so many devices, to try a mesh without any
     cpu_devices: int | None = None
 
@@ -189,12 +191,11 @@ def train(arguments: Arguments) -> int:
     from lwm.train import loop
 
     name, *flags = arguments
-    run, nothing = preset(name), RecordData(path="")
-    if run.held_out is None and isinstance(run.data, RecordData):
-        run = dataclasses.replace(run, held_out=nothing)  # so that --held-out.path and its like are flags
-    run, start = parse(f"train {name}", flags, run, Start())
-    if run.held_out == nothing:
-        run = dataclasses.replace(run, held_out=None)
+    run, start = parse(f"train {name}", flags, preset(name), Start())
+    if start.held_out_path is not None:
+        if not isinstance(run.data, RecordData):
+            raise UserError(f"--held-out-path is for runs that read records, and {name} makes its own examples")
+        run = dataclasses.replace(run, held_out=dataclasses.replace(run.data, path=start.held_out_path))
     make_devices(start.cpu_devices)
     result = loop.train(run, resume=start.resume)
     if result.stopped_by is not None:

@@ -59,7 +59,7 @@ def nano_text() -> Run:
 
     lwm train nano-text --data.path records.jsonl --data.fields '[question],answer'
 
-    The loss on your records falls; keep some of them apart in --held-out.path to see what that is worth.
+    The loss on your records falls; keep some of them apart with --held-out-path to see what that is worth.
     """
     from lwm.nano.recipe import nano_16k  # noqa: PLC0415
 
