@@ -224,7 +224,7 @@ def _open_tensors(directory: Path) -> dict[str, Any]:
         if not isinstance(weight_map := index.get("weight_map"), dict):
             raise UserError(f"{directory / INDEX} has no weight_map")
         names = sorted(set(map(str, weight_map.values())))
-    opened = {}
+    opened: dict[str, Any] = {}
     for name in names:
         try:
             file = safe_open(directory / name, framework="numpy")
