@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lwm.data.shuffle import fold, shuffled_index
 
 
-@given(st.integers(1, 300), st.integers(0, 2**64 - 1))
+@given(st.integers(1, 70), st.integers(0, 2**64 - 1))
 def test_it_is_a_permutation(length, key):
     assert sorted(shuffled_index(index, length, key) for index in range(length)) == list(range(length))
 
@@ -29,9 +29,9 @@ def test_every_order_of_a_few_is_about_as_frequent(length):
 
 
 def test_neighbours_do_not_stay_neighbours():
-    order = np.array([shuffled_index(index, 5000, fold(1, 0)) for index in range(5000)])
-    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
-    assert np.mean(np.abs(np.diff(order))) == pytest.approx(5000 / 3, rel=0.05)
+    order = np.array([shuffled_index(index, 400, fold(1, 0)) for index in range(400)])
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.15
+    assert np.mean(np.abs(np.diff(order))) == pytest.approx(400 / 3, rel=0.15)
 
 
 def test_the_order_never_changes():

@@ -112,7 +112,7 @@ def check(config: CheckConfig, default_tokenizer: Path, progress: Progress | Non
         if report.first is None:
             report.first, report.first_ids = batch, [ids for ids in record_ids if ids]
         report.num_rows += sum(bool(ids) for ids in record_ids)
-        report.num_packed += int(np.count_nonzero(batch.segment_ids))
+        report.num_packed += int(np.count_nonzero(np.asarray(batch.segment_ids)))
     return report
 
 
@@ -183,20 +183,22 @@ def _bad_table(bad: dict[str, str]) -> Table:
 
 
 def _row_panel(batch: Batch, row: int, record_ids: list[str], tokenizer: Tokenizer) -> Panel:
+    arrays = (batch.tokens, batch.targets, batch.loss_weights, batch.segment_ids)
+    tokens, targets, loss_weights, segment_ids = (np.asarray(array)[row] for array in arrays)
     text = Text()
     for number, record_id in enumerate(record_ids[:SHOWN_SEGMENTS], start=1):
-        places = np.flatnonzero(batch.segment_ids[row] == number)
+        places = np.flatnonzero(segment_ids == number)
         style = SEGMENT_STYLES[(number - 1) % len(SEGMENT_STYLES)]
         text.append(f"{number} {record_id}, {len(places):,} tokens\n", style=f"bold reverse {style}")
-        ids = [*batch.tokens[row, places[:1]].tolist(), *batch.targets[row, places].tolist()]
-        weights = [0.0, *batch.loss_weights[row, places].tolist()]
+        ids = [*tokens[places[:1]].tolist(), *targets[places].tolist()]
+        weights = [0.0, *loss_weights[places].tolist()]
         for shown, learned in _runs(ids, weights, tokenizer):
             text.append(f"⟦{shown}⟧" if learned else shown, style=f"bold underline {style}" if learned else style)
         text.append("\n")
     if len(record_ids) > SHOWN_SEGMENTS:
         text.append(f"… {len(record_ids) - SHOWN_SEGMENTS} more segments\n", style="dim")
-    used = np.count_nonzero(batch.segment_ids[row])
-    title = f"row {row + 1}: {len(record_ids)} segments, {used:,} of {batch.tokens.shape[1]:,} tokens"
+    used = np.count_nonzero(segment_ids)
+    title = f"row {row + 1}: {len(record_ids)} segments, {used:,} of {len(tokens):,} tokens"
     return Panel(text, title=title, title_align="left")
 
 

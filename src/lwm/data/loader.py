@@ -48,12 +48,12 @@ class BatchSequence:
         shuffle: bool,
         order: np.ndarray | None,
     ) -> None:
-        indexed = isinstance(source, ExampleSource)
-        if indexed and not len(source):
+        num_records = len(source) if isinstance(source, ExampleSource) else None
+        if num_records == 0:
             raise UserError("the data holds no records")
         self.identity = {
             "source": getattr(source, "name", type(source).__name__),
-            "records": len(source) if indexed else None,
+            "records": num_records,
             "batch_size": batch_size,
             "seed": seed,
             "repeat": repeat,
@@ -61,7 +61,7 @@ class BatchSequence:
             **asdict(packing),
         }
         self._packing, self._batch_size, self._rows, self._order = packing, batch_size, rows, order
-        self._num_sequences = batch_size if indexed and repeat else 1
+        self._num_sequences = batch_size if num_records and repeat else 1
         self._sequences: dict[int, RowSequence] = {}
         for number in sorted({row % self._num_sequences for row in rows}):
             cursor = (

@@ -227,6 +227,7 @@ class HubStream:
         self.name = name
         self._dataset = dataset
         self._beginning = dataset.state_dict()
+        self._rows: Iterator[dict[str, Any]] = iter(())
         self.set_state(None)
 
     def __iter__(self) -> Iterator[Record]:
@@ -328,11 +329,14 @@ def _find(path: str, format: FormatChoice) -> tuple[list[Path], Format]:
         files = [Path(name) for name in sorted(glob.glob(path, recursive=True)) if Path(name).is_file()]
     if not files:
         raise UserError(f"no {'records' if format == 'auto' else format} at {path!r}{_hint(path)}")
-    kinds = {_format_of(file) for file in files} if format == "auto" else {format}
-    if len(kinds) > 1 or kinds == {None}:
-        what = "mixes formats" if len(kinds) > 1 else "does not tell its format by its suffix"
+    if format != "auto":
+        return files, format
+    kinds = {_format_of(file) for file in files}
+    kind = kinds.pop()
+    if kinds or kind is None:
+        what = "mixes formats" if kinds else "does not tell its format by its suffix"
         raise UserError(f"{path} {what}: name one format (jsonl, text or parquet), or the files by a pattern")
-    return files, kinds.pop()
+    return files, kind
 
 
 def _format_of(file: Path) -> Format | None:
