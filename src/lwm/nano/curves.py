@@ -7,6 +7,7 @@ curve.png                     loss and held-out accuracy over the tokens seen
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -15,10 +16,10 @@ from lwm.nano.recipe import STAGES
 FIGURES = Path("docs/nano")
 KEPT_ROWS = 150
 
-Rows = list[dict[str, float]]
+Row = dict[str, Any]
 
 
-def keep(metrics: Path, thinned: Path) -> Rows:
+def keep(metrics: Path, thinned: Path) -> list[Row]:
     """Copy a run's metrics, leaving out all but some of the training steps."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     training = [row for row in rows if "loss" in row]
@@ -29,7 +30,7 @@ def keep(metrics: Path, thinned: Path) -> Rows:
     return kept
 
 
-def draw(stages: Sequence[tuple[str, int, Rows]], picture: Path) -> None:
+def draw(stages: Sequence[tuple[str, int, list[Row]]], picture: Path) -> None:
     """Draw stages given as (name, tokens a step, rows), one after another along the axis of tokens."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     loss, accuracy = figure.subplots(2, 1, sharex=True)
@@ -63,7 +64,7 @@ def main() -> None:
     draw(stages, FIGURES / "curve.png")
 
 
-def _rounded(row: dict[str, float]) -> dict[str, float]:
+def _rounded(row: Row) -> Row:
     return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
