@@ -142,20 +142,18 @@ sys.exit(128 + result.stopped_by)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_finishes_the_step_and_saves(
-    world: Path, make_run: Callable[..., Run], number: signal.Signals, tmp_path: Path
-):
+def test_a_signal_finishes_the_step_and_saves(world: Path, make_run: Callable[..., Run], number: signal.Signals):
     run = make_run()
     cache = jax.config.jax_compilation_cache_dir
     arguments = [sys.executable, "-c", SCRIPT, str(world), str(run.out), cache]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
-    for line in process.stderr:
-        if "step 3/" in line:
-            process.send_signal(number)
-            break
-    rest = process.stderr.read()
-    assert process.wait() == 128 + number, rest
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stderr:
+            if "step 3/" in line:
+                process.send_signal(number)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 128 + number, rest
     with Checkpoints(run.checkpoints) as checkpoints:
         last = checkpoints.latest
     assert last >= 3 and logged(run)[-1]["step"] == last
