@@ -20,13 +20,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lwm.attention import reference
+from lwm.attention.config import AttentionConfig
+from lwm.attention.kernels import KERNELS
 from lwm.attention.mask import AttentionMask
+from lwm.attention.merge import NOTHING
 from lwm.core.mesh import SEQUENCE_AXIS, axis_size, spec, splittable
 
-#: scores alive at a time, in elements, on one device: bounds the tile of queries x slots
-_TILE_ELEMENTS = 1 << 22
-_MASKED = -1e30
+#: slots that one generated token attends to at a time
+_BLOCK = 4096
 
+#: head-major: one token reads its blocks as they lie
 CacheArray = Float[Array, "L B K S h"]
 
 
@@ -45,7 +49,7 @@ def append_marks(buffer: Int[Array, "B S"], new: Int[Array, "B T"], start: Int[A
     """Write per-token marks (segment ids, positions) into their slots."""
     batch, tokens = splittable(new.shape, ("batch", "tokens"))
 
-    def write(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    def write(buffer: Array, new: Array, start: Array) -> Array:
         return _write(buffer, new, (0, start // axis_size("tokens")), start, tokens is None)
 
     return _over_mesh(write, ((batch, "tokens"), (batch, tokens), ()), (batch, "tokens"))(buffer, new, start)
@@ -60,6 +64,7 @@ def attend_cache(
     layer: Int[Array, ""],
     start: Int[Array, ""],
     mask: AttentionMask,
+    config: AttentionConfig,
 ) -> tuple[Float[Array, "B T H h"], CacheArray, CacheArray]:
     """Append one layer's new keys and values at `start`, attend to all that is cached, return the longer cache.
 
@@ -69,13 +74,12 @@ def attend_cache(
     heads, kv_heads = (batch, tokens, "heads", None), (batch, tokens, "kv_heads", None)
     cached = (None, batch, "kv_heads", "tokens", None)
     marks = ((batch, tokens), (batch, tokens), (batch, "tokens"), (batch, "tokens"))
-    parts = (mask.query_segment_ids, mask.query_positions, mask.key_segment_ids, mask.key_positions)
     mapped = _over_mesh(
-        partial(_append_and_attend, single=tokens is None),
+        partial(_append_and_attend, config=config, single=tokens is None),
         (heads, kv_heads, kv_heads, cached, cached, (), (), marks),
         (heads, cached, cached),
     )
-    return mapped(query, key, value, keys, values, layer, start, parts)
+    return mapped(query, key, value, keys, values, layer, start, tuple(mask))
 
 
 def _over_mesh(function: Callable, in_axes: Any, out_axes: Any) -> Callable:
@@ -94,33 +98,42 @@ def _is_axes(node: object) -> bool:
 
 
 def _append_and_attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    layer: jax.Array,
-    start: jax.Array,
-    marks: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+    query: Array,
+    key: Array,
+    value: Array,
+    keys: Array,
+    values: Array,
+    layer: Array,
+    start: Array,
+    marks: tuple[Array, Array, Array, Array],
+    config: AttentionConfig,
     single: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Array, Array, Array]:
     shards = axis_size("tokens")
     row = start // shards
-    corner = (layer, 0, 0, row, 0)
-    keys = _write(keys, jnp.swapaxes(key, 1, 2)[None].astype(keys.dtype), corner, start, single)
-    values = _write(values, jnp.swapaxes(value, 1, 2)[None].astype(values.dtype), corner, start, single)
-    rows_used = row + key.shape[1]
-    split = shards > 1 and not single
+    keys, values = (
+        _write(cached, jnp.swapaxes(new, 1, 2)[None].astype(cached.dtype), (layer, 0, 0, row, 0), start, single)
+        for cached, new in ((keys, key), (values, value))
+    )
+    if single:
+        result = _attend_one(query, keys, values, layer, row + 1, AttentionMask(*marks))
+        return _merge(*result, shards, split=False).astype(query.dtype), keys, values
     queries = (query, *marks[:2])
-    if split:
+    if shards > 1:
         queries = tuple(jax.lax.all_gather(x, SEQUENCE_AXIS, axis=1, tiled=True) for x in queries)
+    own_keys, own_values = (
+        jnp.swapaxes(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), 1, 2).astype(query.dtype)
+        for x in (keys, values)
+    )
+    attend = (
+        reference.attend if config.kernel == "reference" else partial(KERNELS[config.kernel].forward, config=config)
+    )
     mask = AttentionMask(*queries[1:], *marks[2:])
-    partial_result = _attend_share(queries[0], keys, values, layer, rows_used, mask)
-    attended = _merge(partial_result, shards, split).astype(query.dtype)
-    return attended, keys, values
+    result = attend(queries[0], own_keys, own_values, mask)
+    return _merge(*result, shards, split=True).astype(query.dtype), keys, values
 
 
-def _write(buffer: jax.Array, new: jax.Array, corner: tuple, start: jax.Array, single: bool) -> jax.Array:
+def _write(buffer: Array, new: Array, corner: tuple, start: Array, single: bool) -> Array:
     """Put this device's share of `new` into its rows of `buffer`; a single token goes to one device only."""
     shards = axis_size("tokens")
     corner = tuple(jnp.asarray(index, jnp.int32) for index in corner)
@@ -130,61 +143,55 @@ def _write(buffer: jax.Array, new: jax.Array, corner: tuple, start: jax.Array, s
     return jax.lax.dynamic_update_slice(buffer, new, corner)
 
 
-def _attend_share(
-    query: jax.Array, keys: jax.Array, values: jax.Array, layer: jax.Array, rows_used: jax.Array, mask: AttentionMask
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Online softmax over this device's used slots, a block at a time, taken from the whole cache in place.
+def _attend_one(
+    query: Float[Array, "B 1 H h"],
+    keys: CacheArray,
+    values: CacheArray,
+    layer: Int[Array, ""],
+    rows_used: Int[Array, ""],
+    mask: AttentionMask,
+) -> tuple[Float[Array, "B 1 H h"], Float[Array, "B 1 H"]]:
+    """One token's attention to this device's used slots, read in blocks from the whole cache where they lie.
 
-    Returns (weighted values [B, T, H, h], sum of weights [B, T, H, 1], maximum [B, T, H, 1]), all fp32.
+    A kernel would want the layer's slots as an array of their own: a copy of all of them for each token.
     """
-    batch, num_tokens, num_heads, width = query.shape
+    batch, _, num_heads, width = query.shape
     num_kv_heads, rows = keys.shape[2:4]
-    groups = num_heads // num_kv_heads
-    block = math.gcd(rows, max(16, 1 << (_TILE_ELEMENTS // (batch * num_heads * num_tokens)).bit_length() - 1))
-    grouped = query.reshape(batch, num_tokens, num_kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
-    grouped = grouped.reshape(batch, num_kv_heads, groups * num_tokens, width)
+    block = math.gcd(rows, _BLOCK)
+    grouped = query.reshape(batch, num_kv_heads, num_heads // num_kv_heads, width)
 
-    def step(index: jax.Array, state: tuple) -> tuple:
-        accumulated, total, maximum = state
-        corner = (layer, 0, 0, index * block, 0)
-        shape = (1, batch, num_kv_heads, block, width)
+    def step(index: Array, state: tuple) -> tuple:
+        total, weight, highest = state
+        corner, shape = (layer, 0, 0, index * block, 0), (1, batch, num_kv_heads, block, width)
         key, value = (jax.lax.dynamic_slice(cache, corner, shape)[0].astype(query.dtype) for cache in (keys, values))
-        key_segment_ids, key_positions = (
-            jax.lax.dynamic_slice(marks, (0, index * block), (batch, block))
-            for marks in (mask.key_segment_ids, mask.key_positions)
-        )
-        visible = AttentionMask(mask.query_segment_ids, mask.query_positions, key_segment_ids, key_positions).dense()
-        scores = jnp.einsum("BKRh,BKSh->BKRS", grouped, key, preferred_element_type=jnp.float32) * width**-0.5
-        by_token = scores.reshape(batch, num_kv_heads, groups, num_tokens, block)
-        scores = jnp.where(visible[:, None, None], by_token, _MASKED).reshape(scores.shape)
-        new_maximum = jnp.maximum(maximum, scores.max(axis=-1, keepdims=True))
-        weights = jnp.where(scores > _MASKED, jnp.exp(scores - new_maximum), 0.0)
-        decay = jnp.exp(maximum - new_maximum)
-        update = jnp.einsum("BKRS,BKSh->BKRh", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-        return accumulated * decay + update, total * decay + weights.sum(axis=-1, keepdims=True), new_maximum
+        slots = (jax.lax.dynamic_slice_in_dim(marks, index * block, block, axis=1) for marks in mask[2:])
+        seen = AttentionMask(*mask[:2], *slots).dense()[:, :, None]
+        scores = jnp.einsum("BKGh,BKSh->BKGS", grouped, key, preferred_element_type=jnp.float32) * width**-0.5
+        scores = jnp.where(seen, scores, -jnp.inf)
+        new_highest = jnp.maximum(highest, scores.max(axis=-1, keepdims=True))
+        weights, shrink = jnp.exp(scores - new_highest), jnp.exp(highest - new_highest)
+        more = jnp.einsum("BKGS,BKSh->BKGh", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+        return total * shrink + more, weight * shrink + weights.sum(axis=-1, keepdims=True), new_highest
 
-    zeros = jnp.zeros(grouped.shape, jnp.float32)
-    state = (zeros, zeros[..., :1], jnp.full_like(zeros[..., :1], _MASKED))
-    state = jax.lax.fori_loop(0, (rows_used + block - 1) // block, step, state)
-
-    def ungroup(x: jax.Array) -> jax.Array:
-        x = x.reshape(batch, num_kv_heads, groups, num_tokens, -1).transpose(0, 3, 1, 2, 4)
-        return x.reshape(batch, num_tokens, num_heads, -1)
-
-    accumulated, total, maximum = state
-    return ungroup(accumulated), ungroup(total), ungroup(maximum)
+    zeros = jnp.zeros_like(grouped, jnp.float32)
+    state = (zeros, zeros[..., :1], jnp.full_like(zeros[..., :1], NOTHING))
+    total, weight, highest = jax.lax.fori_loop(0, (rows_used + block - 1) // block, step, state)
+    seen = weight > 0
+    weight = jnp.where(seen, weight, 1.0)
+    log_sum_exp = jnp.where(seen, highest + jnp.log(weight), NOTHING)
+    return (total / weight).reshape(query.shape), log_sum_exp.reshape(batch, 1, num_heads)
 
 
-def _merge(partial_result: tuple[jax.Array, jax.Array, jax.Array], shards: int, split: bool) -> jax.Array:
-    """Softmax over the slots of all devices from each device's share; a query that sees nothing gives zeros."""
-    accumulated, total, maximum = partial_result
-    if shards > 1:
-        share = jnp.exp(maximum - jax.lax.pmax(maximum, SEQUENCE_AXIS))
-        accumulated, total = accumulated * share, total * share
-        if split:
-            accumulated, total = (
-                jax.lax.psum_scatter(x, SEQUENCE_AXIS, scatter_dimension=1, tiled=True) for x in (accumulated, total)
-            )
-        else:
-            accumulated, total = jax.lax.psum((accumulated, total), SEQUENCE_AXIS)
-    return accumulated / jnp.where(total > 0, total, 1.0)
+def _merge(
+    out: Float[Array, "B T H h"], log_sum_exp: Float[Array, "B T H"], shards: int, split: bool
+) -> Float[Array, "B T_local H h"]:
+    """Attention over the slots of all devices from each device's own; `split`: each device keeps its own queries."""
+    if shards == 1:
+        return out
+    share = jnp.exp(log_sum_exp - jax.lax.pmax(log_sum_exp, SEQUENCE_AXIS))[..., None]
+    parts = (out.astype(jnp.float32) * share, share)
+    if split:
+        total, weight = (jax.lax.psum_scatter(x, SEQUENCE_AXIS, scatter_dimension=1, tiled=True) for x in parts)
+    else:
+        total, weight = jax.lax.psum(parts, SEQUENCE_AXIS)
+    return total / weight

@@ -16,7 +16,7 @@ from lwm.model.config import ModelConfig
 @pytree
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of all layers, head-major so that attention reads each block as it lies."""
+    """Keys and values of all layers, and where each slot stands."""
 
     keys: Float[Array, "L B K S h"]
     values: Float[Array, "L B K S h"]

@@ -121,7 +121,7 @@ def extend(
         index, stored = indexed
         layer = parameters.gather(declared, stored, compute.jax_dtype)
         query, key, value = project_heads(layer, x, angles, config)
-        attended, keys, values = attend_cache(query, key, value, keys, values, index, start, mask)
+        attended, keys, values = attend_cache(query, key, value, keys, values, index, start, mask, compute.attention)
         return (finish(layer, x, attended, config, compute), keys, values), None
 
     x = embed(params, tokens, config, compute)
