@@ -109,7 +109,7 @@ def test_resume_is_exact_after_every_batch(prefetch, repeat, known_examples):
 
 
 def test_a_state_is_small(known_examples):
-    loader = Loader(known_examples(lengths(1000)), batch_size=4, seq_len=1024, prefetch=0)
+    loader = Loader(known_examples(lengths(1000)), batch_size=4, seq_len=256, lookahead=8, prefetch=0)
     take(loader, 3)
     state = loader.get_state()
     assert len(json.dumps(state["sequences"])) / 4 < 100
