@@ -129,8 +129,8 @@ def _append_and_attend(
         reference.attend if config.kernel == "reference" else partial(KERNELS[config.kernel].forward, config=config)
     )
     mask = AttentionMask(*queries[1:], *marks[2:])
-    result = attend(queries[0], own_keys, own_values, mask)
-    return _merge(*result, shards, split=True).astype(query.dtype), keys, values
+    out, log_sum_exp = attend(queries[0], own_keys, own_values, mask)
+    return _merge(out, log_sum_exp, shards, split=True).astype(query.dtype), keys, values
 
 
 def _write(buffer: Array, new: Array, corner: tuple, start: Array, single: bool) -> Array:

@@ -45,7 +45,9 @@ def heat_map(
     within = sum(length <= trained_to for length in lengths)
     if within < len(lengths):
         axes.axvline(within - 0.5, color="black", linewidth=3)
-        axes.annotate("longer than it was trained for", (within - 0.46, 1.02), xycoords=("data", "axes fraction"), size=9)
+        axes.annotate(
+            "longer than it was trained for", (within - 0.46, 1.02), xycoords=("data", "axes fraction"), size=9
+        )
     figure.colorbar(
         picture, ax=axes, ticks=[0, 0.5, 1], format=lambda share, _: f"{100 * share:.0f}%", label="answers right"
     )
