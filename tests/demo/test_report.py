@@ -41,8 +41,8 @@ def html():
     results = rows(1024, 0, True, True) + rows(1024, 100, True, False) + rows(2048, 0, False)
     about = {"model": "nano", "needles": 1, "retrieve": 1, "max_context": 1024, "haystack_tokens": 5000}
     turns = (
-        Turn("What is the password for <Bob>?", "<script>a-b", "a-b", 40),
-        Turn("What is the door code of Bob?", "", "1234", 60),
+        Turn("What is the password for <Bob>?", "<script>a-b", ("a-b",), 40),
+        Turn("What is the door code of Bob?", "", ("1234",), 60),
     )
     talk = Conversation("turtle", 1000, "The code is <7>.", "before\nThe code is <7>.\nafter", turns, 1234.5, 99.0)
     facts = {

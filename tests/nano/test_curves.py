@@ -10,7 +10,9 @@ def test_every_evaluation_is_kept_and_training_is_thinned(tmp_path):
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     kept = keep(tmp_path / "metrics.jsonl", tmp_path / "thinned.jsonl")
-    assert [json.loads(line)["step"] for line in (tmp_path / "thinned.jsonl").open()] == [row["step"] for row in kept]
+    assert [json.loads(line)["step"] for line in (tmp_path / "thinned.jsonl").read_text().splitlines()] == [
+        row["step"] for row in kept
+    ]
     assert sum("held_out_loss" in row for row in kept) == 20
     assert KEPT_ROWS / 2 < sum("loss" in row for row in kept) <= 2 * KEPT_ROWS
     assert kept[-1]["step"] == 2000 and any(row.get("loss") == 1 / 2000 for row in kept)

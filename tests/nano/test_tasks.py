@@ -50,8 +50,10 @@ def test_a_record_is_a_function_of_seed_and_index(open_source):
     assert any(first[index].tokens.tolist() != other[index].tokens.tolist() for index in range(30))
 
 
-def test_learned_answers_are_those_of_the_document(open_source, tokenizer):
-    source = open_source(replace(FACTS, line_questions=0.0))
+@pytest.mark.parametrize("bare", [False, True])
+def test_learned_answers_are_those_of_the_document(open_source, tokenizer, bare):
+    source = open_source(replace(FACTS, line_questions=0.0, bare_answers=bare))
+    said = "" if bare else r"The special magic \S+ number is: "
     asked = 0
     for index in range(40):
         example = source[index]
@@ -61,7 +63,9 @@ def test_learned_answers_are_those_of_the_document(open_source, tokenizer):
         learned = tokenizer.decode(example.tokens[example.loss_weights == ANSWER].tolist())
         numbers = re.findall(r"\d{7}", learned)
         assert set(numbers) <= set(stated.values())
-        for city, number in re.findall(r"magic (?:number for )?(\S+?)(?: number)?\?[^?]*? ASSISTANT: (\d{7})", text):
+        for city, number in re.findall(
+            rf"magic (?:number for )?(\S+?)(?: number)?\?[^?]*? ASSISTANT: +{said}(\d{{7}})", text
+        ):
             assert stated[city] == number
             asked += 1
     assert asked > 40
@@ -99,8 +103,10 @@ def test_wordings_are_those_of_the_needle_tests():
     assert {REQUESTS[0] in single, REQUESTS[1] in several, REQUESTS[1] in one_of_several} == {True}
     assert any(text in single for text in asked) and any(text in one_of_several for text in asked)
     assert all(text in several for text in asked_of_several)
-    assert answer([fact]) == "1234567"
-    assert answer([fact, other]) == "New York: 1234567, Rome: 7654321"
+    assert answer([fact]) == "The special magic New York number is: 1234567"
+    assert answer([fact, other]) == f"{answer([fact])} {answer([other])}"
+    assert answer([fact], bare=True) == "1234567"
+    assert answer([fact, other], bare=True) == "New York: 1234567, Rome: 7654321"
 
 
 def test_held_out_names_are_never_planted_in_training():

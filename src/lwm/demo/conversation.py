@@ -12,9 +12,9 @@ from lwm.evals.trial import hide
 from lwm.infer.engine import Engine, Ids
 from lwm.infer.prompts import document_head, encode
 from lwm.nano.corpus import Document
-from lwm.nano.facts import Fact, answer, held_out_world, question
+from lwm.nano.facts import Fact, held_out_world, question
 
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 64
 #: what the prompt's own words take, and tokens that do not add up where texts meet
 SEAMS = 32
 _KINDS = ("magic", "magic", "population", "password", "door")
@@ -22,17 +22,22 @@ _KINDS = ("magic", "magic", "population", "password", "door")
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, what the model said, and what is true. `depth_percent`: where the answer stands in the document."""
+    """A question, what the model said, and the values it should have. `depth_percent`: where the first one stands."""
 
     question: str
     response: str
-    truth: str
+    values: tuple[str, ...]
     depth_percent: int
 
     @property
     def correct(self) -> bool:
-        """LWM's score."""
-        return self.truth in self.response
+        """LWM's score: every value occurs in the response."""
+        return all(value in self.response for value in self.values)
+
+    @property
+    def truth(self) -> str:
+        """The values, to be read."""
+        return ", ".join(self.values)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def converse(engine: Engine, tokenizer: Tokenizer, document: Document, num_token
     answers, prefill_rate, decode_rate = _ask_each(engine, read, prompts, stop_ids)
     places = [round(100 * depths[facts.index(about[0])]) for about in asked]
     turns = [
-        Turn(text, tokenizer.decode(ids).strip(), answer(about), place)
+        Turn(text, tokenizer.decode(ids).strip(), tuple(fact.value for fact in about), place)
         for text, ids, about, place in zip(questions, answers, asked, places, strict=True)
     ]
     planted = facts[0].statement.strip()

@@ -1,7 +1,7 @@
 """What the nano model is trained on: generated records, each a pure function of (seed, index).
 
     facts   a stretch of real text with facts planted in it, then many questions and answers; the answers are learned
-    quotes  a source, real text or random tokens, then stretches of it quoted; how a quote goes on is learned
+    quotes  real text or random tokens, then the same or passages of it again; how they go on is learned
     text    real text, learned lightly
 
 Copying forms on quotes first; finding facts then snaps in on top of it.
@@ -35,6 +35,8 @@ from lwm.nano.facts import (
 #: loss weights
 ANSWER, LINE, QUOTE, TEXT, SILENT = 1.0, 0.5, 0.2, 0.03, 0.0
 MIN_LENGTH = 96
+#: of the sources that are quoted, how many are real text; the others are random tokens
+TEXT_SOURCES = 0.3
 #: tokens of a line that is worth completing
 SHORTEST_LINE, LONGEST_LINE = 7, 32
 #: of the questions about magic numbers, how many ask for two or three at once
@@ -63,6 +65,8 @@ class TaskData:
     requests: float = 0.0
     max_facts: int = 3
     max_questions: int = 4
+    #: answer with values alone, not with the sentences that state them
+    bare_answers: bool = False
     split: Literal["training", "held_out"] = "training"
     seed: int = 0
     #: records before the source ends and begins again
@@ -142,15 +146,17 @@ class TaskSource:
         return record
 
     def _quotes(self, length: int, rng: np.random.Generator) -> Record:
+        """Half of them one passage over and over, the others a longer source and passages cut from it."""
         record = self._begin(rng)
-        room = int(length * rng.uniform(0.3, 0.6))
-        is_text = rng.random() < 0.5
+        is_text = rng.random() < TEXT_SOURCES
+        is_one = rng.random() < 0.5
+        room = int(rng.integers(12, length // 3)) if is_one else int(length * rng.uniform(0.3, 0.6))
         source = self._slice(room, rng) if is_text else rng.integers(3, self._num_ids, room, dtype=np.int32)
         record.add(source, TEXT if is_text else SILENT)
         while record.length < length:
-            size = min(int(rng.integers(12, 65)), length - record.length)
+            size = room if is_one else int(rng.integers(12, 65))
             start = rng.integers(max(1, room - size))
-            quote = source[start : start + size]
+            quote = source[start : start + size][: length - record.length]
             record.add(quote[:2], SILENT)  # where a quote begins, nobody can know
             record.add(quote[2:], QUOTE)
         return record
@@ -214,7 +220,7 @@ class TaskSource:
         magic = [fact for fact in facts if fact.kind == "magic"]
         if len(magic) > 1 and rng.random() < SEVERAL_SHARE:
             asked = [magic[which] for which in rng.permutation(len(magic))[: rng.integers(2, 4)]]
-        reply = self._encode(" " + answer(asked))
+        reply = self._encode(" " + answer(asked, self._config.bare_answers))
         # LWM's prompt ends in a space. Before a digit that is a token of its own anyway; before a word it is one more.
         spaced = reply[:1] != self._space and rng.random() < 0.5
         return self._turn(self._encode(" " + question(asked, rng)), self._space if spaced else [], reply, ANSWER, rng)
