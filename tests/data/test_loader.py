@@ -295,3 +295,12 @@ def test_a_stream_resumes_exactly_and_is_the_same_for_every_owner(repeat, write_
             share, share_ids = next(second_row)
             assert share.tokens.tobytes() == batch.tokens[1:].tobytes()
             assert share_ids == ids[1:]
+
+
+def test_the_rows_of_a_window_come_in_an_order_of_their_own(known_examples):
+    """Best-fit decreasing makes rows of long examples first: given out like that, every row would do so in step."""
+    loader = Loader(known_examples([17] * 64), batch_size=2, seq_len=16, lookahead=8, shuffle=False, prefetch=0)
+    ids = [[int(row[0]) // 2 % 8 for row in ids] for _, ids in take(loader, 16)]
+    orders = {tuple(places[row] for places in ids[start : start + 8]) for row in (0, 1) for start in (0, 8)}
+    assert len(orders) == 4
+    assert all(sorted(order) == list(range(8)) for order in orders)

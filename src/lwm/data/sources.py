@@ -5,7 +5,6 @@ byte offsets of its lines, Parquet by its row groups, text by its list of files.
 """
 
 import bisect
-import copy
 import glob
 import itertools
 import json
@@ -257,7 +256,7 @@ class HubStream:
         self._count = state["count"] if state else 0
         # Until the first record is read, the dataset's own state is that of its previous reading.
         self._place = state["dataset"] if state else self._beginning
-        self._dataset.load_state_dict(copy.deepcopy(self._place))  # it counts on in what it is given
+        self._dataset.load_state_dict(self._place)
         self._rows = iter(self._dataset)
 
 
