@@ -22,6 +22,24 @@ def test_a_place_has_as_many_tokens_before_it_as_asked_in_any_turn():
         assert haystack.place(float(tokens)) == tokens
 
 
+@pytest.mark.parametrize(
+    ("text", "longest"),
+    [
+        ("word and other words again " * 100, 200),
+        ("minified;" * 100, 200),
+        ("\u6ca1\u6709\u7a7a\u683c\u7684\u53e5\u5b50\u3002" * 100, 8),
+        ("a long-ish sentence without an end, then " * 10 + "an end. Next.\n", 200),
+    ],
+)
+def test_text_without_lines_or_sentences_is_cut_too(text, longest):
+    ends = Haystack.of(text, lambda text: text.encode()).boundaries
+    pieces = [text[a:b] for a, b in pairwise(ends)]
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= longest
+    if " " in text:
+        assert all(piece[-1].isspace() for piece in pieces)
+
+
 def test_nearest_boundary_goes_either_way_and_into_later_turns():
     haystack = Haystack.of(TEXT, lambda text: text.encode())
     assert [haystack.nearest_boundary(place) for place in (0, 2, 3, 5, 12, 13, 43)] == [0, 0, 5, 5, 5, 20, 43]
@@ -43,9 +61,9 @@ def test_counts_are_scaled_to_those_of_the_whole_text():
 
 def test_files_are_read_one_after_another_and_json_lines_by_their_text(tmp_path):
     (tmp_path / "a.txt").write_text("First.")
-    (tmp_path / "b.jsonl").write_text('{"text": "Second."}\n\n{"text": "Third."}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "Sec\u2028o\x85nd."}\n\n{"text": "Third."}\n', encoding="utf-8")
     haystack = read_haystack([tmp_path / "a.txt", tmp_path / "b.jsonl"], lambda text: text.encode())
-    assert haystack.text == "First.\nSecond.\nThird."
+    assert haystack.text == "First.\nSec\u2028o\x85nd.\nThird."
 
 
 @pytest.mark.parametrize(

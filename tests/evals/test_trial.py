@@ -59,18 +59,26 @@ def test_prompt_and_answer_fill_the_context_in_the_models_tokens(haystack, token
         assert 0 <= length - ANSWER_TOKENS - len(trial.prompt) <= LENGTH_TOLERANCE
 
 
-def test_depth_is_in_tokens_and_rises_with_what_was_asked(haystack, tokenizer):
+ONE_LINE = "word and other words again " * 4000
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "tolerance"),
+    [(None, {}, 0.5), (None, {"needles": 2, "retrieve": 2}, 1.5), (ONE_LINE, {}, 2.0)],
+)
+def test_depth_is_in_tokens_and_rises_with_what_was_asked(haystack, tokenizer, text, options, tolerance):
+    haystack = haystack if text is None else Haystack.of(text, tokenizer.encode)
     measured = []
     for depth in range(0, 101, 10):
-        trial = build(haystack, tokenizer, Cell(4096, depth, 0))
+        trial = build(haystack, tokenizer, Cell(4096, depth, 0), **options)
         before, after = trial.text.removeprefix("You are a helpful assistant. USER: ").split(
             f"\nThe special magic {trial.cities[0]} number is: {trial.numbers[0]}\n"
         )
-        after = after[: after.index(" What is the special magic")]
+        after = after[: after.index(" What ")]
         tokens_before, tokens_after = (len(tokenizer.encode(text)) for text in (before, after))
         measured.append(100 * tokens_before / (tokens_before + tokens_after))
     assert measured == sorted(measured)
-    assert measured == pytest.approx(list(range(0, 101, 10)), abs=0.5)
+    assert measured == pytest.approx(list(range(0, 101, 10)), abs=tolerance)
     assert (measured[0], measured[-1]) == (0, 100)
 
 
@@ -88,6 +96,12 @@ def test_a_cell_is_a_function_of_seed_and_place_and_of_nothing_else(haystack, to
     others = [build(haystack, tokenizer, other) for other in neighbours] + [build(haystack, tokenizer, cell, seed=8)]
     assert len({trial.seed, *(other.seed for other in others)}) == 5
     assert len({trial.numbers, *(other.numbers for other in others)}) == 5
+
+
+def test_rounds_read_other_windows_of_a_text_on_one_line(tokenizer):
+    haystack = Haystack.of(" ".join(map(str, range(9000))), tokenizer.encode)
+    starts = {build(haystack, tokenizer, Cell(512, 100, number)).text[30:80] for number in range(4)}
+    assert len(starts) == 4
 
 
 def test_cities_are_distinct():

@@ -1,4 +1,4 @@
-"""The long text needles are hidden in, measured in tokens, cut at lines and sentences."""
+"""The long text needles are hidden in, measured in tokens, cut at lines and sentences, or where there are none."""
 
 import hashlib
 import json
@@ -14,15 +14,22 @@ from lwm.core.errors import UserError
 
 Encode = Callable[[str], Sequence[int]]
 
-_PIECE = re.compile(r"[^\n]*?(?:[.!?][\"')\]]*[ \t]+|\n+|\Z)")
+#: characters of a piece at most; a depth is met to half of them
+LONGEST_PIECE = 200
+_SENTENCE = r"(?:[.!?][\"')\]]*[ \t]+|[\u3002\uff01\uff1f]|\n+|\Z)"
+_PIECE = re.compile(
+    rf"[^\n]{{0,{LONGEST_PIECE - 1}}}?{_SENTENCE}"
+    rf"|[^\n]{{0,{LONGEST_PIECE - 1}}}[^\S\n]"  # a sentence longer than that is cut behind a space
+    rf"|[^\n]{{{LONGEST_PIECE}}}"
+)
 
 
 @dataclass(frozen=True)
 class Haystack:
     """A text read in a circle: past its end it begins again, so any window of any length exists.
 
-    `boundaries` are the character offsets where a line or a sentence ends, from 0 to the text's length, and
-    `tokens_before` the tokens up to each. Places below are characters from the start of the first turn.
+    `boundaries` are the character offsets where a line or a sentence ends (or a part of one that is longer than
+    `LONGEST_PIECE`), from 0 to the text's length, and `tokens_before` the tokens up to each. Places below are characters from the start of the first turn.
     """
 
     text: str
@@ -57,7 +64,7 @@ class Haystack:
         return int(turns) * len(self.text) + round(float(np.interp(rest, self.tokens_before, self.boundaries)))
 
     def nearest_boundary(self, place: int) -> int:
-        """The place of the line or sentence end nearest to a place."""
+        """The place of the boundary nearest to a place."""
         turns, rest = divmod(place, len(self.text))
         after = int(np.searchsorted(self.boundaries, rest))
         before = max(after - 1, 0)
@@ -89,7 +96,10 @@ def _read(path: Path) -> str:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"haystack {path} cannot be read: {reason}") from None
     if path.suffix == ".jsonl":
-        text = "\n".join(_line_text(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line)
+        lines = enumerate(
+            text.split("\n"), 1
+        )  # splitlines() would also cut at U+2028 and others inside of JSON strings
+        text = "\n".join(_line_text(path, number, line) for number, line in lines if line.strip())
     if not text.strip():
         raise UserError(f"haystack {path} is empty: give a file with text in it")
     return text

@@ -71,7 +71,8 @@ def build_trial(
 
     The window starts at a line drawn by the cell's seed and is as long as fits: prompt and `answer_tokens` together
     take `context_length` tokens, or up to `LENGTH_TOLERANCE` fewer. The first city asked for lies at the cell's
-    depth, all other needles at depths drawn at random; each is put at the line or sentence end nearest to its depth.
+    depth, all other needles at depths drawn at random; each is put at the haystack's boundary nearest to its
+    depth.
 
     Raises:
         UserError: the needles, the question and the answer alone are longer than the context.
@@ -82,16 +83,15 @@ def build_trial(
     numbers = [str(rng.randrange(1_000_000, 10_000_000)) for _ in cities]
     depths = [cell.depth_percent / 100, *(rng.random() for _ in cities[1:])]
     start = rng.randrange(len(haystack.boundaries) - 1)
-    asked = rng.sample(range(retrieve), retrieve)
 
     def prompt(context_tokens: float) -> tuple[str, tuple[int, ...]]:
         sentences = [needle(city, number) for city, number in zip(cities, numbers, strict=True)]
         context = hide(haystack, start, context_tokens, sentences, depths)
-        text = needle_prompt(context, [cities[i] for i in asked], needles)
+        text = needle_prompt(context, cities[:retrieve], needles)
         return text, tuple(encode(tokenizer, text))
 
     text, ids = _fit(prompt, cell.context_length, answer_tokens)
-    return Trial(cell, own_seed, tuple(cities[i] for i in asked), tuple(numbers[i] for i in asked), text, ids)
+    return Trial(cell, own_seed, tuple(cities[:retrieve]), tuple(numbers[:retrieve]), text, ids)
 
 
 def _fit(prompt: Callable[[float], Prompt], context_length: int, answer_tokens: int) -> Prompt:
