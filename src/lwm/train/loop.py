@@ -25,11 +25,11 @@ from lwm.core.errors import UserError
 from lwm.core.mesh import make_mesh
 from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.loader import merge_states
-from lwm.data.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
+from lwm.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from lwm.model.transformer import declare
 from lwm.train.checkpoint import Checkpoints, gather_json, require_same_shapes, shapes_by_name
 from lwm.train.feed import Fed, Feed
-from lwm.train.metrics import JsonLines, Meter, Screen, Sink, Sinks, TensorBoard, WeightsAndBiases
+from lwm.train.metrics import JsonLines, Meter, Screen, Sink, Sinks, TensorBoard, WeightsAndBiases, import_wandb
 from lwm.train.run import Run, open_directory, require_directory, require_runnable, saved_steps, write_json
 from lwm.train.step import Metrics, TrainState, abstract_state, init_state, make_eval_step, make_train_step, summarize
 from lwm.weights.store import load_model, save_model
@@ -72,17 +72,21 @@ def train(run: Run, resume: bool = False) -> TrainResult:
     """
     if run.distributed:
         jax.distributed.initialize()
+    if run.wandb:
+        import_wandb()
     tokenizer = load_tokenizer(run.tokenizer)
     mesh = make_mesh(run.mesh)
     with jax.set_mesh(mesh):
         require_runnable(run, tokenizer)
         require_directory(run, resume)
         source = run.data.open(tokenizer)
-        open_directory(run)
-        with Feed(run, source, mesh) as feed, Checkpoints(run.checkpoints, run.keep_checkpoints) as checkpoints:
-            begin = resumed(run, checkpoints, feed, mesh) if resume else started(run, feed, mesh)
-            with open_sinks(run, begin.step) as sinks:
-                hooks = make_hooks(run, tokenizer, mesh, sinks, checkpoints)
+        held_out = None if run.held_out is None else run.held_out.open(tokenizer)
+        with Feed(run, source, mesh) as feed:
+            begin = resumed(run, feed, mesh) if resume else started(run, feed, mesh)
+            feed.make_ready()
+            open_directory(run)  # not before: what was refused until here leaves nothing behind
+            with Checkpoints(run.checkpoints, run.keep_checkpoints) as checkpoints, open_sinks(run, begin.step) as sinks:
+                hooks = make_hooks(run, held_out, mesh, sinks, checkpoints)
                 end, stopped_by = take_steps(run, begin, feed, hooks, checkpoints)
         if stopped_by is None:
             publish(run, end.state.params)
@@ -115,9 +119,10 @@ def params_from(source: str, target: Any, mesh: Mesh) -> Any:
     return params
 
 
-def resumed(run: Run, checkpoints: Checkpoints, feed: Feed, mesh: Mesh) -> Moment:
+def resumed(run: Run, feed: Feed, mesh: Mesh) -> Moment:
     """Where the last checkpoint stands, on the mesh of today."""
-    state, loader_state = checkpoints.restore(abstract_state(run.model, run.optimizer, mesh))
+    with Checkpoints(run.checkpoints) as earlier:
+        state, loader_state = earlier.restore(abstract_state(run.model, run.optimizer, mesh))
     feed.set_state(loader_state)
     return Moment(int(state.step), state, {}, loader_state)
 
@@ -133,7 +138,7 @@ def open_sinks(run: Run, start: int) -> Sinks:
 
 
 def make_hooks(
-    run: Run, tokenizer: Tokenizer, mesh: Mesh, sinks: Sinks, checkpoints: Checkpoints
+    run: Run, held_out: ExampleSource | ExampleStream | None, mesh: Mesh, sinks: Sinks, checkpoints: Checkpoints
 ) -> list[tuple[int, Hook]]:
     """All that a run does besides stepping, and every how many steps."""
     meter = Meter()
@@ -146,8 +151,8 @@ def make_hooks(
         (run.log_every, log),
         (run.checkpoint_every, lambda moment: save(run, moment, checkpoints)),
     ]
-    if run.held_out is not None:
-        measure = make_evaluation(run, run.held_out.open(tokenizer), mesh)
+    if held_out is not None:
+        measure = make_evaluation(run, held_out, mesh)
 
         def evaluate(moment: Moment) -> None:
             sinks.write(moment.step, measure(moment.state.params))
@@ -161,9 +166,12 @@ def make_evaluation(run: Run, source: ExampleSource | ExampleStream, mesh: Mesh)
     """The loss and accuracy of parameters on the same held-out batches each time."""
     eval_step = make_eval_step(run.model, run.compute, mesh)
     summary = jax.jit(partial(summarize, vocab=run.model.vocab))
+    feed = Feed(run, source, mesh)
+    beginning = feed.get_state()
 
     def measure(params: Any) -> Values:
-        with Feed(run, source, mesh) as feed:
+        feed.set_state(beginning)
+        with feed:
             each = (eval_step(params, feed.next().batch) for _ in range(run.held_out_batches))
             sums = functools.reduce(partial(jax.tree.map, jnp.add), each)
         return {f"held_out_{name}": value for name, value in as_values(summary(sums)).items()}
@@ -198,7 +206,7 @@ def next_batch(run: Run, now: Moment, feed: Feed, checkpoints: Checkpoints) -> F
     try:
         return feed.next()
     except UserError:
-        if jax.process_count() == 1:  # saving takes all processes, and the others did not fail
+        if now.step and jax.process_count() == 1:  # saving takes all processes, and the others did not fail
             save(run, now, checkpoints)
         raise
 
