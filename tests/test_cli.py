@@ -73,6 +73,10 @@ def test_an_unfinished_line_is_answered_with_what_may_follow(
             "250",
         ),
         (["train", "tiny", "--data.path", "record.jsonl", "--out", "record.jsonl/made"], "record.jsonl/made"),
+        (["train", "tiny", "--data.path", "broken.jsonl", "--out", "made"], "broken.jsonl:"),
+        (["train", "tiny", "--data.path", "record.jsonl", "--held-out-path", "absent", "--out", "made"], "absent"),
+        (["train", "tiny", "--data.path", "record.jsonl", "--wandb", "--out", "made"], "lwm[wandb]"),
+        (["train", "tiny", "--data.path", "record.jsonl", "--init-from", "absent", "--out", "made"], "absent"),
         (["check", "absent.jsonl"], "absent.jsonl"),
         (["check", "empty.jsonl"], "empty.jsonl"),
         (["check", "record.jsonl", "--fields", "[text"], "'[text'"),
@@ -101,13 +105,15 @@ def test_bad_input_ends_with_one_sentence_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     Path("record.jsonl").write_text(json.dumps({"text": "some words " * 50}) + "\n")
     Path("empty.jsonl").touch()
+    Path("broken.jsonl").write_text("{broken\n" * 3)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(words) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert sentence in shown.err
     assert shown.err.startswith("lwm: ")
     assert shown.err.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "record.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jsonl", "empty.jsonl", "record.jsonl"]
 
 
 @pytest.mark.parametrize("words", [["train", "tiny", "--stps", "3"], ["check"], ["demo", "--seconds", "soon"]])

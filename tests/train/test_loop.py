@@ -172,9 +172,31 @@ def test_resuming_another_model_is_refused(straight: Run):
         train(changed, resume=True)
 
 
-def test_resuming_with_another_batch_size_is_refused(straight: Run):
+def test_resuming_with_another_batch_size_is_refused_and_changes_nothing(straight: Run):
+    before = (straight.out / "config.json").read_text()
     with pytest.raises(UserError, match="batch_size"):
         train(replace(straight, batch_size=16), resume=True)
+    assert (straight.out / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize("part", ["", "model"])
+def test_starting_from_another_model_is_refused_and_leaves_nothing(straight: Run, make_run: Callable[..., Run], part):
+    wider = replace(straight.model, intermediate_size=72)
+    run = make_run(model=wider, init_from=str(straight.out / part))
+    with pytest.raises(UserError, match="is of another model"):
+        train(run)
+    assert not run.out.exists()
+
+
+def test_records_that_end_a_run_before_its_first_step_leave_nothing(make_run: Callable[..., Run], tmp_path: Path):
+    records = tmp_path / "records.jsonl"
+    records.write_text("{broken\n" * 3)
+    run = make_run(data=RecordData(str(records)), steps=1)
+    with pytest.raises(UserError, match=r"all records cannot be used, first records\.jsonl:\d: not JSON"):
+        train(run)
+    assert not run.out.exists()
+    records.write_text(json.dumps({"text": "mended " * 3}) + "\n")
+    assert train(run).step == 1
 
 
 @pytest.mark.parametrize(

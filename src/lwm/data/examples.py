@@ -193,10 +193,16 @@ def _listed(names: Mapping[str, object]) -> str:
 
 
 class BadRecords:
-    """Counts records that cannot be used, logs each once, and stops the run when there are too many."""
+    """Counts records that cannot be used, logs each once, and stops the run when there are too many.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        limit: how many there may be.
+        total: how many records there are, if that is known: never may all of them be bad.
+    """
+
+    def __init__(self, limit: int, total: int | None = None) -> None:
         self.limit = limit
+        self.total = total
         #: record id -> what is wrong with it
         self.reasons: dict[str, str] = {}
 
@@ -204,15 +210,16 @@ class BadRecords:
         """Count a record.
 
         Raises:
-            UserError: more than `limit` different bad records; names the first ones.
+            UserError: more than `limit` different bad records, or no others; names the first ones.
         """
         if bad.record_id in self.reasons:
             return
         self.reasons[bad.record_id] = bad.reason
         logger.warning("skipped %s: %s", bad.record_id, bad.reason)
-        if len(self.reasons) > self.limit:
+        if len(self.reasons) > self.limit or len(self.reasons) == self.total:
             first = "; ".join(f"{record_id}: {reason}" for record_id, reason in islice(self.reasons.items(), 3))
-            raise UserError(f"more than max_bad_records={self.limit} records cannot be used, first {first}")
+            many = f"more than max_bad_records={self.limit}" if len(self.reasons) > self.limit else "all"
+            raise UserError(f"{many} records cannot be used, first {first}")
 
 
 def _probe(name: str, records: Iterator[Record], names: Sequence[str]) -> None:
@@ -233,7 +240,7 @@ class RecordExamples:
 
     def __init__(self, source: RecordSource, encoder: Encoder, max_bad_records: int) -> None:
         self.name = source.name
-        self.bad_records = BadRecords(max_bad_records)
+        self.bad_records = BadRecords(max_bad_records, len(source))
         self._source = source
         self._encoder = encoder
         _probe(source.name, self._first_records(), field_names(encoder.orders))

@@ -44,6 +44,7 @@ class Feed:
             rows=self._rows,
             order=order(run.layout, run.seq_len, axis_size("tokens")),
         )
+        self._ready: Fed | None = None
 
     def __enter__(self) -> "Feed":
         return self
@@ -51,12 +52,23 @@ class Feed:
     def __exit__(self, *error: object) -> None:
         self._loader.close()
 
+    def make_ready(self) -> None:
+        """Read the next batch already.
+
+        Raises:
+            UserError: the records cannot be read or used.
+        """
+        self._ready = self.next()
+
     def next(self) -> Fed:
         """The next batch.
 
         Raises:
             UserError: the records cannot be read or used.
         """
+        if self._ready is not None:
+            ready, self._ready = self._ready, None
+            return ready
         batch, record_ids = next(self._loader)
         ids = {str(row): ids for row, ids in zip(self._rows, record_ids, strict=True)}
         return Fed(jax.tree.map(self._place, batch), ids, self._loader.get_state())
@@ -67,6 +79,7 @@ class Feed:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from where a loader of all rows stood."""
+        self._ready = None
         self._loader.set_state(state)
 
     def _place(self, array: np.ndarray) -> jax.Array:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
@@ -128,19 +129,24 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
-    """An online run with the same name and config.
+def import_wandb() -> ModuleType:
+    """The Weights & Biases library.
 
     Raises:
         UserError: the extra is not installed.
     """
+    try:
+        import wandb  # noqa: PLC0415
+    except ImportError:
+        raise UserError("Weights & Biases is not installed: pip install 'lwm[wandb]', or run without it") from None
+    return wandb
+
+
+class WeightsAndBiases:
+    """An online run with the same name and config."""
 
     def __init__(self, name: str, directory: Path, config: dict[str, Any]):
-        try:
-            import wandb  # noqa: PLC0415
-        except ImportError:
-            raise UserError("Weights & Biases is not installed: pip install 'lwm[wandb]', or run without it") from None
-        self._run = wandb.init(project="lwm", name=name, dir=directory, config=config)
+        self._run = import_wandb().init(project="lwm", name=name, dir=directory, config=config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
