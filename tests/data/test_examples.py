@@ -47,7 +47,7 @@ def test_the_grammar_parses_into_parts():
     assert parse_fields("<|bos|>")[0].names == (BOS,)
 
 
-@pytest.mark.parametrize("fields", ["", "a,,b", "a+", "[a", "a]", "[a,b]", "[]"])
+@pytest.mark.parametrize("fields", ["", "a,,b", "a+", "[a", "a]", "[a,b]", "[]", "[<|bos|>+a]", "a+<|eos|>"])
 def test_malformed_fields_are_refused(fields):
     with pytest.raises(UserError, match="fields"):
         parse_fields(fields)
@@ -133,6 +133,20 @@ def test_a_field_that_no_record_has_is_refused_at_once(streaming, write_jsonl, b
     file = write_jsonl(*[CHAT] * 20)
     with pytest.raises(UserError, match=r"no field 'anwser' in the first 16 records; they have answer, prompt, system"):
         RecordData(str(file), "[prompt],anwser", streaming=streaming).open(byte_tokenizer)
+
+
+def test_without_a_path_nothing_is_read(write_jsonl, byte_tokenizer, tmp_path, monkeypatch):
+    write_jsonl(CHAT)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no records are named.*--data\.path"):
+        RecordData("", fields="answer").open(byte_tokenizer)
+
+
+def test_records_of_which_none_can_be_used_are_refused_with_the_first(write_jsonl, byte_tokenizer):
+    examples = RecordData(str(write_jsonl("{broken", "[]", {"text": None}))).open(byte_tokenizer)
+    assert (examples[2], examples[1], examples[2]) == (None, None, None)
+    with pytest.raises(UserError, match=r"all records cannot be used, first records\.jsonl:3: field 'text' is null"):
+        examples[0]
 
 
 def test_one_order_may_be_given_as_one_string(write_jsonl, byte_tokenizer):

@@ -74,6 +74,8 @@ def test_text_files_of_a_directory_are_records_in_order(tmp_path):
     (tmp_path / "sub" / "c.txt").write_bytes(b"\xff not utf-8")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     (tmp_path / ".hidden.txt").write_text("hidden")
+    (tmp_path / ".git" / "sub").mkdir(parents=True)
+    (tmp_path / ".git" / "sub" / "description.txt").write_text("hidden by its directory")
     source = open_records(str(tmp_path))
     assert [source[index].values for index in range(2)] == [{"text": "first ☕"}, {"text": "second"}]
     assert len(source) == 3
@@ -89,6 +91,33 @@ def test_parquet_by_row_group_reads_only_the_columns_asked_for(tmp_path):
     for index in (22, 0, 4, 5, 14, 9):
         assert source[index].values == {"text": f"row {index}"}
         assert source[index].record_id == f"rows.parquet:{index + 1}"
+
+
+def test_a_parquet_row_group_that_cannot_be_read_is_a_bad_record(tmp_path):
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), file, row_group_size=20, compression="none")
+    column = parquet.ParquetFile(file).metadata.row_group(0).column(0)
+    with open(file, "r+b") as stream:
+        stream.seek(column.dictionary_page_offset)
+        stream.write(b"\xff" * 20)
+    source = open_records(str(file))
+    with pytest.raises(BadRecordError, match=r"rows\.parquet:3: its row group cannot be read"):
+        source[2]
+    assert source[22].values == ROWS[22]
+
+
+def test_row_groups_of_all_files_share_one_bounded_memory(tmp_path, monkeypatch):
+    rows = [{"text": "x" * 1000}] * 40
+    for name in ("a", "b"):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=10)
+    reads = []
+    read = parquet.ParquetFile.read_row_group
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", lambda *args, **kw: reads.append(1) or read(*args, **kw))
+    monkeypatch.setattr(sources, "CACHED_BYTES", 25_000)  # two row groups
+    source = open_records(str(tmp_path))
+    for index, expected in ((0, 1), (45, 2), (1, 2), (49, 2), (60, 3), (2, 4), (61, 4)):
+        assert source[index].values == rows[0]
+        assert len(reads) == expected
 
 
 def test_a_pattern_joins_files_of_one_format(write_jsonl, tmp_path):
@@ -131,6 +160,12 @@ def test_a_stream_resumes_after_any_record(kind, write_jsonl, tmp_path):
     assert list(stream) == records
 
 
+def test_an_empty_stream_is_refused(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match=r"empty\.jsonl holds no records"):
+        stream_records(str(tmp_path / "empty.jsonl"))
+
+
 @pytest.mark.slow  # the library retries for five seconds
 def test_a_stream_of_malformed_json_is_refused(write_jsonl):
     with pytest.raises(UserError, match=r"cannot (read record 1|open)"):
@@ -165,6 +200,8 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, write_jsonl):
         open_records(str(binary))
     with pytest.raises(UserError, match="no such file or directory; for a Hugging Face dataset"):
         open_records("somebody/something")
+    with pytest.raises(UserError, match="no such file"):
+        open_records("x" * 300)  # the file system itself refuses the name
     with pytest.raises(UserError, match="mixes formats"):
         write_jsonl(*ROWS)
         open_records(str(tmp_path))

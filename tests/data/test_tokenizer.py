@@ -102,8 +102,27 @@ def test_unusable_files_are_refused_by_name(name, content, message, tmp_path):
     assert name in str(raised.value)
 
 
-def test_missing_files_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize("stated", [7, True, ["a"], {}, {"content": None}])
+def test_a_special_token_that_is_no_string_is_refused(stated, tmp_path):
+    write_hugging_face(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": stated}))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: eos_token is"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_size_has_room_for_every_id_where_some_are_missing(tmp_path):
+    Tokenizer(models.WordLevel({"a": 0, "b": 9}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).size == 10
+
+
+def test_missing_files_are_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"absent\.json does not exist"):
         load_tokenizer(tmp_path / "absent.json")
     with pytest.raises(UserError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        load_tokenizer("x" * 300)  # the file system itself refuses the name
+    write_hugging_face(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no tokenizer is named"):
+        load_tokenizer("")

@@ -3,12 +3,13 @@
 A record becomes an example by its `fields`, a small grammar kept from LWM:
 
     fields      "[system+question],answer"
-    record      {"system": "Be brief.", "question": "2 + 2?", "answer": "4"}
-    text        <bos> Be brief. 2 + 2? 4 <eos>
-    learned                            4 <eos>
+    record      {"system": "Be brief.", "question": "2 + 2?", "answer": " 4"}
+    text        <bos>Be brief. 2 + 2? 4<eos>
+    learned                          4<eos>
 
-A comma separates what is tokenized apart; brackets mean: read, not learned; `+` joins fields of the record into
-one text with a separator; `<|bos|>` and `<|eos|>` stand for those tokens.
+A comma separates what is tokenized apart, with nothing between, hence the space in the answer; brackets mean: read,
+not learned; `+` joins fields of the record into one text with a separator; `<|bos|>` and `<|eos|>` stand for those
+tokens.
 """
 
 import contextlib
@@ -101,7 +102,7 @@ def parse_fields(fields: str) -> tuple[Part, ...]:
     """Read the `fields` grammar.
 
     Raises:
-        UserError: an empty part or an unclosed bracket.
+        UserError: an empty part, an unclosed bracket, or bos or eos joined with a text.
     """
     parts = []
     for text in fields.split(","):
@@ -112,6 +113,8 @@ def parse_fields(fields: str) -> tuple[Part, ...]:
         names = tuple(name.strip() for name in part.removeprefix("[").removesuffix("]").split("+"))
         if not all(names):
             raise UserError(f"fields {fields!r}: an empty name in {part!r}; write names separated by commas or +")
+        if len(names) > 1 and {BOS, EOS} & {*names}:
+            raise UserError(f"fields {fields!r}: {part!r} joins texts; set {BOS} and {EOS} apart with commas")
         parts.append(Part(names, learned))
     return tuple(parts)
 
@@ -329,6 +332,8 @@ class RecordData:
         Raises:
             UserError: nothing to read, an unreadable file, or fields that the records do not have.
         """
+        if not self.path:
+            raise UserError("no records are named: give a file, a directory or a pattern with --data.path")
         written = (self.fields,) if isinstance(self.fields, str) else self.fields
         orders = tuple(parse_fields(order) for order in written)
         if not orders:

@@ -9,9 +9,8 @@ import glob
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -34,8 +33,8 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
 #: What marks a directory written by `datasets`' save_to_disk.
 SAVED_DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
 
-#: Parquet row groups kept in memory, a group being what one read brings in.
-CACHED_ROW_GROUPS = 8
+#: Parquet row groups kept in memory, those of all files of a source together; a group is what one read brings in.
+CACHED_BYTES = 512 * 1024 * 1024
 SCAN_BLOCK_BYTES = 16 * 1024 * 1024
 
 
@@ -157,10 +156,29 @@ class TextFiles:
             raise BadRecordError(str(file), f"not readable as UTF-8 text: {error}") from None
 
 
-class ParquetRows:
-    """The rows of one Parquet file."""
+class Recent:
+    """What was made last, by key, up to `CACHED_BYTES` of it, but always the very last."""
 
-    def __init__(self, file: Path, columns: Sequence[str] | None) -> None:
+    def __init__(self) -> None:
+        self._tables: dict[Hashable, Any] = {}
+        self._bytes = 0
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The Arrow table of that key, made if it is not here."""
+        table = self._tables.pop(key, None)
+        if table is None:
+            table = make()
+            self._bytes += table.nbytes
+            while self._tables and self._bytes > CACHED_BYTES:
+                self._bytes -= self._tables.pop(next(iter(self._tables))).nbytes
+        self._tables[key] = table  # in order of use
+        return table
+
+
+class ParquetRows:
+    """The rows of one Parquet file; `recent` keeps row groups that are in use, of this file and of others."""
+
+    def __init__(self, file: Path, columns: Sequence[str] | None, recent: Recent) -> None:
         import pyarrow  # noqa: PLC0415 (slow to import, and most runs read JSONL)
         from pyarrow import parquet  # noqa: PLC0415
 
@@ -174,7 +192,8 @@ class ParquetRows:
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.name = file.name
         self._ends = list(itertools.accumulate(rows))
-        self._row_group = lru_cache(CACHED_ROW_GROUPS)(self._read_row_group)
+        self._recent = recent
+        self._unreadable = (pyarrow.ArrowException, OSError)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -182,11 +201,13 @@ class ParquetRows:
     def __getitem__(self, index: int) -> Record:
         group = bisect.bisect_right(self._ends, index)
         start = self._ends[group - 1] if group else 0
-        (values,) = self._row_group(group).slice(index - start, 1).to_pylist()
-        return Record(f"{self.name}:{index + 1}", values)
-
-    def _read_row_group(self, group: int) -> Any:
-        return self._parquet.read_row_group(group, columns=self._columns)
+        record_id = f"{self.name}:{index + 1}"
+        try:
+            table = self._recent.get((self, group), lambda: self._parquet.read_row_group(group, columns=self._columns))
+        except self._unreadable as error:
+            raise BadRecordError(record_id, f"its row group cannot be read: {error}") from None
+        (values,) = table.slice(index - start, 1).to_pylist()
+        return Record(record_id, values)
 
 
 class Joined:
@@ -298,7 +319,13 @@ def stream_records(
     builder = {"jsonl": "json", "text": "text", "parquet": "parquet"}[kind]
     options = {"sample_by": "document"} if kind == "text" else {}
     names = [str(file) for file in files]
-    dataset = _datasets().load_dataset(builder, data_files=names, split="train", streaming=True, **options)
+    datasets = _datasets()
+    try:
+        dataset = datasets.load_dataset(builder, data_files=names, split="train", streaming=True, **options)
+    except StopIteration:  # it asks the files for a first record
+        raise UserError(f"{path} holds no records") from None
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"cannot open {path} as a stream: {error}") from error
     return HubStream(path, dataset)
 
 
@@ -306,26 +333,30 @@ def _open_files(files: Sequence[Path], kind: Format, columns: Sequence[str] | No
     try:
         if kind == "text":
             return TextFiles(files)
-        opened = [JsonLines(file) if kind == "jsonl" else ParquetRows(file, columns) for file in files]
+        recent = Recent()
+        opened = [JsonLines(file) if kind == "jsonl" else ParquetRows(file, columns, recent) for file in files]
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     return opened[0] if len(opened) == 1 else Joined(opened)
 
 
 def _is_hub(path: str, format: FormatChoice) -> bool:
-    saved = any((Path(path) / name).is_file() for name in SAVED_DATASET_FILES)
-    return format == "datasets" or (format == "auto" and saved)
+    return format == "datasets" or (format == "auto" and _is_saved_dataset(path))
+
+
+def _is_saved_dataset(path: str) -> bool:
+    return any(os.path.isfile(Path(path) / name) for name in SAVED_DATASET_FILES)
 
 
 def _find(path: str, format: FormatChoice) -> tuple[list[Path], Format]:
     """The files that a path, directory or pattern stands for, in order, and their common format."""
-    if Path(path).is_dir():
-        files = [file for file in sorted(Path(path).rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    if os.path.isdir(path):
+        files = [file for file in sorted(Path(path).rglob("*")) if os.path.isfile(file) and not _hidden(file, path)]
         files = [file for file in files if _format_of(file) in ((format,) if format != "auto" else SUFFIXES)]
-    elif Path(path).is_file():
+    elif os.path.isfile(path):
         files = [Path(path)]
     else:
-        files = [Path(name) for name in sorted(glob.glob(path, recursive=True)) if Path(name).is_file()]
+        files = [Path(name) for name in sorted(glob.glob(path, recursive=True)) if os.path.isfile(name)]
     if not files:
         raise UserError(f"no {'records' if format == 'auto' else format} at {path!r}{_hint(path)}")
     if format != "auto":
@@ -338,12 +369,16 @@ def _find(path: str, format: FormatChoice) -> tuple[list[Path], Format]:
     return files, kind
 
 
+def _hidden(file: Path, directory: str) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(directory).parts)
+
+
 def _format_of(file: Path) -> Format | None:
     return next((kind for kind, suffixes in SUFFIXES.items() if file.suffix.lower() in suffixes), None)
 
 
 def _hint(path: str) -> str:
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
         return f": the directory holds no {known}"
     return ": no such file or directory; for a Hugging Face dataset of that name set the format to datasets"
@@ -359,9 +394,8 @@ def _datasets() -> ModuleType:
 
 def _open_hub(path: str, split: str, subset: str | None, streaming: bool) -> Any:
     datasets = _datasets()
-    saved = any((Path(path) / name).is_file() for name in SAVED_DATASET_FILES)
     try:
-        if not saved:
+        if not _is_saved_dataset(path):
             return datasets.load_dataset(path, subset, split=split, streaming=streaming)
         dataset = datasets.load_from_disk(path)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:

@@ -1,6 +1,7 @@
 """Text to ids and back, one protocol over the two file formats models are published with."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -11,6 +12,8 @@ import tokenizers
 from lwm.core.errors import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+#: Beside a `tokenizer.json` they say which tokens begin and end a text.
+SPECIAL_TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 #: Looked for, in this order, when the files beside a `tokenizer.json` do not name its special tokens.
 BOS_NAMES = ("<s>", "<|bos|>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|endoftext|>")
@@ -21,7 +24,7 @@ EOS_NAMES = ("</s>", "<|eos|>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
 class Tokenizer(Protocol):
     """What the rest of the system asks of a tokenizer."""
 
-    #: ids in all, special ones included
+    #: every id, special ones included, is below it
     size: int
     #: None: the tokenizer has no such token
     bos_id: int | None
@@ -46,7 +49,7 @@ class HuggingFaceTokenizer:
             raise UserError(f"{file} is not a readable Hugging Face tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1  # ids may have gaps
         self.bos_id = self._special_id(file, "bos_token", BOS_NAMES)
         self.eos_id = self._special_id(file, "eos_token", EOS_NAMES)
 
@@ -66,16 +69,20 @@ class HuggingFaceTokenizer:
 
 def _stated_token(directory: Path, key: str) -> str | None:
     """The special token that the files published beside a `tokenizer.json` name."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in SPECIAL_TOKEN_FILES:
         file = directory / name
         if not file.is_file():
             continue
         try:
             stated = json.loads(file.read_bytes()).get(key)
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{file} is not a JSON object: {error}") from error
-        if stated is not None:
-            return stated["content"] if isinstance(stated, dict) else stated
+        except (ValueError, AttributeError, OSError) as error:
+            raise UserError(f"{file} is not a readable JSON object: {error}") from error
+        if stated is None:
+            continue
+        token = stated.get("content") if isinstance(stated, dict) else stated
+        if not isinstance(token, str):
+            raise UserError(f"{file}: {key} is {stated!r}, which is no token: write it as a string")
+        return token
     return None
 
 
@@ -83,10 +90,10 @@ class SentencePieceTokenizer:
     """A sentencepiece `.model`. Its control tokens cannot be spelled out in a text."""
 
     def __init__(self, file: Path) -> None:
-        content = file.read_bytes()
         try:
+            content = file.read_bytes()
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=content or b"empty")
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise UserError(f"{file} is not a readable sentencepiece model") from error
         self.size = self._processor.get_piece_size()
         self.bos_id = self._if_present(self._processor.bos_id())
@@ -109,16 +116,27 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     Raises:
         UserError: nothing there, another kind of file, or a file that does not parse.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
+    file = tokenizer_file(path)
+    if file.suffix == ".json":
+        return HuggingFaceTokenizer(file)
+    if file.suffix == ".model":
+        return SentencePieceTokenizer(file)
+    raise UserError(f"tokenizer {file}: expected a Hugging Face .json or a sentencepiece .model")
+
+
+def tokenizer_file(path: Path | str) -> Path:
+    """The file that `load_tokenizer` opens.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not str(path):
+        raise UserError("no tokenizer is named: give a tokenizer.json, a .model, or a directory with one (--tokenizer)")
+    if os.path.isdir(path):
+        found = [Path(path) / name for name in TOKENIZER_FILES if os.path.isfile(Path(path) / name)]
         if not found:
             raise UserError(f"{path} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)}")
-        return load_tokenizer(found[0])
-    if not path.is_file():
+        return found[0]
+    if not os.path.isfile(path):
         raise UserError(f"tokenizer {path} does not exist: give a tokenizer.json, a .model, or a directory with one")
-    if path.suffix == ".json":
-        return HuggingFaceTokenizer(path)
-    if path.suffix == ".model":
-        return SentencePieceTokenizer(path)
-    raise UserError(f"tokenizer {path}: expected a Hugging Face .json or a sentencepiece .model")
+    return Path(path)
