@@ -85,7 +85,10 @@ def train(run: Run, resume: bool = False) -> TrainResult:
             begin = resumed(run, feed, mesh) if resume else started(run, feed, mesh)
             feed.make_ready()
             open_directory(run)  # not before: what was refused until here leaves nothing behind
-            with Checkpoints(run.checkpoints, run.keep_checkpoints) as checkpoints, open_sinks(run, begin.step) as sinks:
+            with (
+                Checkpoints(run.checkpoints, run.keep_checkpoints) as checkpoints,
+                open_sinks(run, begin.step) as sinks,
+            ):
                 hooks = make_hooks(run, held_out, mesh, sinks, checkpoints)
                 end, stopped_by = take_steps(run, begin, feed, hooks, checkpoints)
         if stopped_by is None:
