@@ -1,6 +1,7 @@
 """A small model and a packed batch that the model tests share."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,11 @@ def packed_batch(lengths: list[int], num_tokens: int, rows: int, seed: int = 0) 
     segments, positions = (np.broadcast_to(x, (rows, num_tokens)) for x in (segments, positions))
     arrays = (draw[0], draw[1], weights.astype(np.float32), segments, positions)
     return Batch(*(jnp.asarray(array) for array in arrays))
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., Batch]:
+    return packed_batch
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Attention, on one device or many: one contract, one way in. See `attention`."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lwm.attention import all_to_all, reference
@@ -20,7 +21,7 @@ def attention(
     mask: AttentionMask,
     config: AttentionConfig,
 ) -> Float[Array, "B T H h"]:
-    """Softmax attention with scale 1/sqrt(h); query head i reads key-value head i // (H / K).
+    """Softmax attention with scale 1/sqrt(h); query head i reads key-value head i // (H / K); any T and S.
 
     A query that sees no key gives zeros. With a mesh in force (`jax.set_mesh`) batch, tokens and heads are split over
     it as `core.mesh` says. The `reference` kernel is left to the compiler to spread, whatever the mesh.
@@ -43,13 +44,20 @@ def attention(
 
     queries, keys = spec("batch", "tokens", "heads", None), spec("batch", "tokens", "kv_heads", None)
     specs = (queries, keys, keys, spec("batch", "tokens"))
-    return jax.shard_map(local, in_specs=specs, out_specs=queries, check_vma=False)(q, k, v, mask)
+    mapped = jax.shard_map(local, in_specs=specs, out_specs=queries, check_vma=False)
+    num_tokens = q.shape[1]
+    q, k, v, mask = jax.tree.map(lambda array: _pad_tokens(array, num_devices), (q, k, v, mask))
+    return mapped(q, k, v, mask)[:, :num_tokens]
+
+
+def _pad_tokens(array: Array, multiple: int) -> Array:
+    """Zeros to a multiple of the devices: as marks they are segment 0, which nothing sees."""
+    padding = -array.shape[1] % multiple
+    return jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2)) if padding else array
 
 
 def _refuse_uneven(q: Array, k: Array) -> None:
     require_divisible("batch size", q.shape[0], "batch")
-    require_divisible("number of query tokens", q.shape[1], "tokens")
-    require_divisible("number of key tokens", k.shape[1], "tokens")
     require_divisible("number of attention heads", q.shape[2], "heads")
     require_divisible("number of key-value heads", k.shape[2], "kv_heads")
 

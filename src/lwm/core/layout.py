@@ -24,12 +24,12 @@ def order(layout: Layout, num_tokens: int, num_shards: int) -> np.ndarray:
     Raises:
         UserError: `num_tokens` is not divisible by the number of chunks the layout needs.
     """
-    chunks = num_shards if layout == "contiguous" else 2 * num_shards
+    chunks = num_shards if layout == "contiguous" or num_shards == 1 else 2 * num_shards
     if num_tokens % chunks:
         raise UserError(
             f"sequence length {num_tokens} is not divisible by {chunks}, the {layout} chunks of sp={num_shards}"
         )
-    if layout == "contiguous":
+    if chunks == num_shards:
         return np.arange(num_tokens)
     pieces = np.arange(num_tokens).reshape(chunks, -1)
     return np.concatenate([pieces[[i, chunks - 1 - i]].ravel() for i in range(num_shards)])

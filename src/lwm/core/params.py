@@ -100,31 +100,33 @@ def count(declaration: Tree) -> int:
 
 
 def gather(declaration: Tree, params: Tree, dtype: DTypeLike) -> Tree:
-    """The weights as the model uses them: in `dtype`, whole along the axes that are split only to store them.
+    """The weights as the model uses them: rounded to `dtype`, whole along the axes that are split only to store them.
 
-    The gradient goes back to the stored split, so that it is reduced and scattered in one step. A layer taken out
-    of a stack lacks the stack's leading axis; its declaration still has it.
+    They travel in `dtype` and arrive in the dtype they are stored in, for their users to narrow where they multiply:
+    so the gradients of many uses (chunks of tokens, repeated ids) add up wide. Vectors are not rounded. The gradient
+    goes back to the stored split, so that it is reduced and scattered in one step. A layer taken out of a stack lacks
+    the stack's leading axis; its declaration still has it.
     """
 
     def leaf(parameter: Parameter, array: jax.Array) -> jax.Array:
         axes = parameter.axes[len(parameter.axes) - array.ndim :]
-        return _gather(array, axes, jnp.dtype(dtype), array.dtype)
+        return _gather(array, axes, jnp.dtype(dtype) if len(axes) > 1 else array.dtype)
 
     return jax.tree.map(leaf, declaration, params, is_leaf=_is_declared)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather(array: jax.Array, axes: tuple[str | None, ...], dtype: DTypeLike, stored: DTypeLike) -> jax.Array:
-    in_use = constrain(array.astype(dtype), *axes)
-    return constrain(in_use, *(None if name == "embed" else name for name in axes))
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(array: jax.Array, axes: tuple[str | None, ...], dtype: DTypeLike) -> jax.Array:
+    travelling = constrain(array.astype(dtype), *axes)
+    return constrain(travelling, *(None if name == "embed" else name for name in axes)).astype(array.dtype)
 
 
-def _gather_forward(array: jax.Array, axes: tuple, dtype: DTypeLike, stored: DTypeLike) -> tuple[jax.Array, None]:
-    return _gather(array, axes, dtype, stored), None
+def _gather_forward(array: jax.Array, axes: tuple, dtype: DTypeLike) -> tuple[jax.Array, None]:
+    return _gather(array, axes, dtype), None
 
 
-def _gather_backward(axes: tuple, dtype: DTypeLike, stored: DTypeLike, _: None, gradient: jax.Array) -> tuple:
-    return (constrain(gradient, *axes).astype(stored),)
+def _gather_backward(axes: tuple, dtype: DTypeLike, _: None, gradient: jax.Array) -> tuple:
+    return (constrain(gradient, *axes),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -32,6 +32,8 @@ class ModelConfig:
     max_context: int = 4096
 
     def __post_init__(self) -> None:
+        _require_positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+        _require_positive(self, "head_width", "rope_theta", "rms_norm_eps", "max_context")
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_width % 2:
@@ -64,6 +66,12 @@ class ModelConfig:
         require_divisible("hidden_size", self.hidden_size, "embed")
 
 
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise UserError(f"{name} is {getattr(config, name)}: it must be positive")
+
+
 def _build(cls: type, values: object, block: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"the {block} block of the model's config is missing or is not an object")
@@ -91,7 +99,8 @@ def _build(cls: type, values: object, block: str) -> Any:
 class Compute:
     """How a model is computed: precision, attention backend, chunk lengths, what is recomputed in the backward pass."""
 
-    #: of activations and of the weights in use; master weights, statistics and angles are always fp32
+    #: of activations and of the weights in use; master weights, statistics and angles are always fp32. Accelerators
+    #: may still multiply fp32 in fewer bits: `jax.config.update("jax_default_matmul_precision", "highest")` forbids it
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     #: tokens of a device that pass the feed-forward layer at a time: memory falls with it, results do not change
@@ -100,6 +109,9 @@ class Compute:
     loss_chunk: int = 1024
     #: what the backward pass recomputes: "none" of the layer, all but "attention", or the "full" layer
     remat: Remat = "full"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "ffn_chunk", "loss_chunk")
 
     @property
     def jax_dtype(self) -> jnp.dtype:

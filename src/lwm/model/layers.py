@@ -113,22 +113,27 @@ def over_token_chunks(
     return constrain(out, "batch", "tokens", *[None] * (out.ndim - 2))
 
 
+def project(equation: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A linear map in x's dtype. The weight is narrowed here, so that its gradients from many uses add up wide."""
+    return jnp.einsum(equation, x, weight.astype(x.dtype))
+
+
 def project_heads(
     layer: Layer, x: Float[Array, "B T D"], angles: Float[Array, "B T h_half"], config: ModelConfig
 ) -> tuple[Float[Array, "B T H h"], Float[Array, "B T K h"], Float[Array, "B T K h"]]:
     """Queries, keys (both rotated) and values of the normed input."""
     normed = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
-    query = jnp.einsum("BTD,DHh->BTHh", normed, layer.query)
-    key = jnp.einsum("BTD,DKh->BTKh", normed, layer.key)
-    value = jnp.einsum("BTD,DKh->BTKh", normed, layer.value)
+    query = project("BTD,DHh->BTHh", normed, layer.query)
+    key = project("BTD,DKh->BTKh", normed, layer.key)
+    value = project("BTD,DKh->BTKh", normed, layer.value)
     return rotate(query, angles), rotate(key, angles), value
 
 
-def finish(
+def after_attention(
     layer: Layer, x: Float[Array, "B T D"], attended: Float[Array, "B T H h"], config: ModelConfig, compute: Compute
 ) -> Float[Array, "B T D"]:
     """The rest of the layer after attention: output projection, residual, feed-forward, residual."""
-    x = x + jnp.einsum("BTHh,HhD->BTD", attended, layer.output)
+    x = x + project("BTHh,HhD->BTD", attended, layer.output)
     x = constrain(x, "batch", "tokens", None)
     return x + over_token_chunks(lambda chunk: _feed_forward(layer, chunk, config), x, compute.ffn_chunk)
 
@@ -136,5 +141,5 @@ def finish(
 def _feed_forward(layer: Layer, x: Float[Array, "B T D"], config: ModelConfig) -> Float[Array, "B T D"]:
     """SwiGLU (Shazeer 2020) of the normed input."""
     normed = rms_norm(x, layer.ffn_norm, config.rms_norm_eps)
-    inner = jax.nn.silu(jnp.einsum("BTD,DF->BTF", normed, layer.gate)) * jnp.einsum("BTD,DF->BTF", normed, layer.up)
-    return constrain(jnp.einsum("BTF,FD->BTD", inner, layer.down), "batch", "tokens", None)
+    inner = jax.nn.silu(project("BTD,DF->BTF", normed, layer.gate)) * project("BTD,DF->BTF", normed, layer.up)
+    return constrain(project("BTF,FD->BTD", inner, layer.down), "batch", "tokens", None)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lwm.attention import attention
+from lwm.attention.config import KEPT
 from lwm.attention.decode import attend_cache
 from lwm.attention.mask import AttentionMask
 from lwm.core import params as parameters
@@ -19,7 +20,7 @@ from lwm.core.params import Parameter, normal, ones
 from lwm.core.pytree import pytree
 from lwm.model.cache import KVCache
 from lwm.model.config import Compute, ModelConfig
-from lwm.model.layers import Layer, declare_layers, finish, project_heads, rms_norm, rotary_angles
+from lwm.model.layers import Layer, after_attention, declare_layers, project_heads, rms_norm, rotary_angles
 
 
 @pytree
@@ -47,13 +48,13 @@ def declare(config: ModelConfig) -> Transformer:
 def embed(
     params: Transformer, tokens: Int[Array, "B T"], config: ModelConfig, compute: Compute
 ) -> Float[Array, "B T D"]:
-    """Rows of the embedding, in the compute dtype."""
+    """Rows of the embedding, in the compute dtype; the gradients of an id that repeats add up in fp32."""
     table = parameters.gather(declare(config).embedding, params.embedding, compute.jax_dtype)
-    return constrain(jnp.take(table, tokens, axis=0), "batch", "tokens", None)
+    return constrain(jnp.take(table, tokens, axis=0).astype(compute.jax_dtype), "batch", "tokens", None)
 
 
 def head_weights(params: Transformer, config: ModelConfig, compute: Compute) -> Float[Array, "D V"]:
-    """The output matrix, whichever tensor holds it, in the compute dtype."""
+    """The output matrix, whichever tensor holds it, rounded to the compute dtype."""
     declaration = declare(config)
     if params.head is None:
         return parameters.gather(declaration.embedding, params.embedding, compute.jax_dtype).T
@@ -62,7 +63,8 @@ def head_weights(params: Transformer, config: ModelConfig, compute: Compute) -> 
 
 def logits(hidden: Float[Array, "... D"], head: Float[Array, "D V"]) -> Float[Array, "... V"]:
     """Scores of every id, in fp32. Never call it on a whole long sequence: [T, V] does not fit (see `model.loss`)."""
-    return jnp.einsum("...D,DV->...V", hidden, head, preferred_element_type=jnp.float32)
+    narrow = head.astype(hidden.dtype)
+    return jnp.einsum("...D,DV->...V", hidden, narrow, preferred_element_type=jnp.float32)
 
 
 def hidden_states(
@@ -82,7 +84,7 @@ def hidden_states(
         layer = parameters.gather(declared, stored, compute.jax_dtype)
         query, key, value = project_heads(layer, x, angles, config)
         attended = attention(query, key, value, mask, compute.attention)
-        return finish(layer, x, attended, config, compute), None
+        return after_attention(layer, x, attended, config, compute), None
 
     x = embed(params, tokens, config, compute)
     x, _ = jax.lax.scan(_rematerialized(layer_step, compute), x, params.layers)
@@ -93,7 +95,7 @@ def _rematerialized(layer_step: Any, compute: Compute) -> Any:
     if compute.remat == "none":
         return layer_step
     policies = jax.checkpoint_policies
-    saved = policies.save_only_these_names("attention") if compute.remat == "attention" else policies.nothing_saveable
+    saved = policies.save_only_these_names(KEPT) if compute.remat == "attention" else policies.nothing_saveable
     # A scan body is never merged with its recomputation, so the barrier that prevents it would only cost.
     return jax.checkpoint(layer_step, policy=saved, prevent_cse=False)
 
@@ -122,7 +124,7 @@ def extend(
         layer = parameters.gather(declared, stored, compute.jax_dtype)
         query, key, value = project_heads(layer, x, angles, config)
         attended, keys, values = attend_cache(query, key, value, keys, values, index, start, mask, compute.attention)
-        return (finish(layer, x, attended, config, compute), keys, values), None
+        return (after_attention(layer, x, attended, config, compute), keys, values), None
 
     x = embed(params, tokens, config, compute)
     layers = (jnp.arange(config.num_layers), params.layers)

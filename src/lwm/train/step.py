@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from lwm.core import params as declared
 from lwm.core.batch import Batch
 from lwm.core.mesh import constrain, sharding
+from lwm.core.pytree import pytree
 from lwm.core.vocab import Vocab
 from lwm.model import transformer
 from lwm.model.config import Compute, ModelConfig
@@ -23,7 +24,7 @@ from lwm.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 Metrics = dict[str, jax.Array]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class TrainState:
     """All that a step changes. Parameters and moments are fp32 whatever the compute's precision."""
