@@ -74,6 +74,11 @@ def test_an_unfinished_line_is_answered_with_what_may_follow(
         ),
         (["train", "tiny", "--data.path", "record.jsonl", "--out", "record.jsonl/made"], "record.jsonl/made"),
         (["train", "tiny", "--data.path", "broken.jsonl", "--out", "made"], "broken.jsonl:"),
+        (["train", "tiny", "--out", "made"], "--data.path"),
+        (["train", "tiny", "--data.path", "record.jsonl", "--tokenizer", "", "--out", "made"], "--tokenizer"),
+        (["train", "tiny", "--data.path", "record.jsonl", "--init-from", "x" * 300, "--out", "made"], "xxx"),
+        (["train", "tiny", "--data.path", "record.jsonl", "--distributed", "--out", "made"], "--distributed"),
+        (["chat", "--model", "x" * 300, "Why?"], "xxx"),
         (["train", "tiny", "--data.path", "record.jsonl", "--held-out-path", "absent", "--out", "made"], "absent"),
         (["train", "tiny", "--data.path", "record.jsonl", "--wandb", "--out", "made"], "lwm[wandb]"),
         (["train", "tiny", "--data.path", "record.jsonl", "--init-from", "absent", "--out", "made"], "absent"),
@@ -156,8 +161,9 @@ def test_a_run_that_was_stopped_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loop, "train", lambda run, resume: loop.TrainResult(run.out, 5, {}, signal.SIGTERM))
-    assert main(["train", "tiny", "--out", "my runs"]) == 143
-    assert "lwm train tiny --out 'my runs' --resume" in " ".join(capsys.readouterr().out.split())
+    assert main(["train", "tiny", "--out", "my runs", "--data.fields", "[question],answer"]) == 143
+    again = "lwm train tiny --out 'my runs' --data.fields '[question],answer' --resume"
+    assert capsys.readouterr().out == f"stopped after step 5; go on with: {again}\n"
 
 
 def raises(error: BaseException) -> Verb:

@@ -1,9 +1,14 @@
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from lwm.core.errors import UserError
+from lwm.core.mesh import MeshShape
+from lwm.data.examples import RecordData
 from lwm.presets import PRESETS, preset, presets
+from lwm.train.loop import train
 from lwm.train.run import Run
 
 #: paper, table 11: context, rope_theta, tokens, steps, warm-up, mesh
@@ -29,6 +34,15 @@ def test_text_stages_are_those_of_the_paper(name: str):
 def test_each_text_stage_starts_where_the_one_before_ended():
     runs = [preset(name) for name in STAGES]
     assert [run.init_from for run in runs[1:]] == [str(run.out) for run in runs[:-1]]
+
+
+def test_the_first_text_stage_asks_for_the_model_that_it_starts_from(tmp_path: Path):
+    (tmp_path / "book.txt").write_text("Once.")
+    tokenizer, out = resources.files("lwm").joinpath("nano", "weights"), tmp_path / "run"
+    run = replace(preset("text-32k"), tokenizer=str(tokenizer), data=RecordData(str(tmp_path)), out=out)
+    with pytest.raises(UserError, match=r"text-32k starts from a model.*--init-from"):
+        train(replace(run, mesh=MeshShape(1, -1, 1, 1)))
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("name", presets())

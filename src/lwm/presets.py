@@ -83,17 +83,19 @@ def nano_text() -> Run:
 def text_32k() -> Run:
     """Llama-2 7B to 32K tokens: 4.8B tokens of books, in fp32 on a TPU v4-512.
 
-    lwm train text-32k --data.path books.jsonl --init-from LLAMA_2_7B --tokenizer LLAMA_2_7B
+    lwm train text-32k --data.path books.jsonl --init-from llama-2-7b --tokenizer llama-2-7b
 
+    `llama-2-7b` is a model directory of ours: convert the published weights first, in Python, with
+    `lwm.weights.hugging_face.from_hugging_face` and `lwm.weights.store.save_model`.
     Expected: LWM-Text's first stage. `--compute.dtype bfloat16` halves activations and keeps fp32 master weights.
     """
-    return _text_stage("text-32k", 32_768, 1200, 100, MeshShape(1, -1, 4, 1), init_from=None)
+    return _text_stage("text-32k", 32_768, 1200, 100, MeshShape(1, -1, 4, 1), init_from="")
 
 
 def text_128k() -> Run:
     """From 32K to 128K tokens: 12B tokens.
 
-    lwm train text-128k --data.path books.jsonl --tokenizer LLAMA_2_7B
+    lwm train text-128k --data.path books.jsonl --tokenizer llama-2-7b
 
     Expected: single needles found at every depth to 128K.
     """
@@ -103,7 +105,7 @@ def text_128k() -> Run:
 def text_256k() -> Run:
     """From 128K to 256K tokens: 12B tokens.
 
-    lwm train text-256k --data.path books.jsonl --tokenizer LLAMA_2_7B
+    lwm train text-256k --data.path books.jsonl --tokenizer llama-2-7b
 
     Expected: single needles found at every depth to 256K.
     """
@@ -113,7 +115,7 @@ def text_256k() -> Run:
 def text_512k() -> Run:
     """From 256K to 512K tokens: 3B tokens.
 
-    lwm train text-512k --data.path books.jsonl --tokenizer LLAMA_2_7B
+    lwm train text-512k --data.path books.jsonl --tokenizer llama-2-7b
 
     Expected: single needles found at every depth to 512K.
     """
@@ -123,16 +125,14 @@ def text_512k() -> Run:
 def text_1m() -> Run:
     """From 512K to 1M tokens: 1.8B tokens.
 
-    lwm train text-1m --data.path books.jsonl --tokenizer LLAMA_2_7B
+    lwm train text-1m --data.path books.jsonl --tokenizer llama-2-7b
 
     Expected: single needles found nearly everywhere to 1M tokens; four needles, one asked for: 0.84 (paper).
     """
     return _text_stage("text-1m", 1_048_576, 450, 25, MeshShape(1, -1, 16, 4), init_from="runs/text-512k")
 
 
-def _text_stage(
-    name: str, context: int, steps: int, warmup_steps: int, mesh: MeshShape, *, init_from: str | None
-) -> Run:
+def _text_stage(name: str, context: int, steps: int, warmup_steps: int, mesh: MeshShape, *, init_from: str) -> Run:
     return Run(
         name=name,
         model=lengthen(SIZES["7b"], context),

@@ -63,6 +63,19 @@ def test_round_trip(saved: Path, params: Transformer, mesh: Mesh) -> None:
     assert_equal(loaded.params, params)
 
 
+def test_the_files_that_name_special_tokens_are_saved_with_the_tokenizer(
+    tmp_path: Path, params: Transformer, mesh: Mesh
+) -> None:
+    given = write_tokenizer(tmp_path / "tokenizer.json", 16)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "word4", "eos_token": {"content": "word5"}}')
+    saved = save_model(tmp_path / "model", CONFIG, params, given)
+    tokenizer = load_model(saved, mesh).tokenizer
+    assert tokenizer is not None and (tokenizer.bos_id, tokenizer.eos_id) == (4, 5)
+    (tmp_path / "tokenizer_config.json").unlink()
+    save_model(saved, CONFIG, params, given)
+    assert not (saved / "tokenizer_config.json").exists()
+
+
 def test_bfloat16_on_disk_is_the_rounded_model(tmp_path: Path, params: Transformer, mesh: Mesh) -> None:
     directory = save_model(tmp_path / "model", CONFIG, params, None, "bfloat16")
     num_scalars = sum(leaf.size for leaf in jax.tree.leaves(params))

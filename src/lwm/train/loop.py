@@ -5,6 +5,7 @@ Both Ctrl-C and SIGTERM let the step in hand finish, save a checkpoint and retur
 
 import functools
 import operator
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from lwm.core.errors import UserError
 from lwm.core.mesh import make_mesh
 from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.loader import merge_states
-from lwm.data.tokenizer import TOKENIZER_FILES, load_tokenizer
+from lwm.data.tokenizer import load_tokenizer, tokenizer_file
+from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
 from lwm.train.checkpoint import Checkpoints, gather_json, require_same_shapes, shapes_by_name
 from lwm.train.feed import Fed, Feed
@@ -71,7 +73,7 @@ def train(run: Run, resume: bool = False) -> TrainResult:
             or gradient that is not finite. In the last two cases a checkpoint holds the state before it.
     """
     if run.distributed:
-        jax.distributed.initialize()
+        join_processes()
     if run.wandb:
         import_wandb()
     tokenizer = load_tokenizer(run.tokenizer)
@@ -96,6 +98,18 @@ def train(run: Run, resume: bool = False) -> TrainResult:
     return TrainResult(run.out, end.step, end.metrics, stopped_by)
 
 
+def join_processes() -> None:
+    """Become one of the processes that compute a run together.
+
+    Raises:
+        UserError: nothing here says which they are, or they did not meet.
+    """
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--distributed: the processes of this run did not find each other: {error}") from None
+
+
 def started(run: Run, feed: Feed, mesh: Mesh) -> Moment:
     """Before the first step."""
     declaration = declare(run.model)
@@ -117,7 +131,7 @@ def params_from(source: str, target: Any, mesh: Mesh) -> Any:
         with Checkpoints(directory / "checkpoints") as earlier:
             return earlier.restore_params(target)
     finished = directory / "model"
-    params = load_model(finished if finished.is_dir() else source, mesh, "float32").params
+    params = load_model(finished if os.path.isdir(finished) else source, mesh, "float32").params
     require_same_shapes(source, shapes_by_name(params), shapes_by_name(target))
     return params
 
@@ -236,9 +250,15 @@ def publish(run: Run, params: Any) -> None:
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() == 0:
-        given = Path(run.tokenizer)
-        tokenizer = next(path for path in (given, *(given / name for name in TOKENIZER_FILES)) if path.is_file())
-        save_model(run.out / "model", run.model, params, tokenizer, run.save_dtype)
+        save_model(run.out / "model", as_tokenized(run), params, tokenizer_file(run.tokenizer), run.save_dtype)
+
+
+def as_tokenized(run: Run) -> ModelConfig:
+    """The model's config with the begin and end that its tokenizer taught it."""
+    tokenizer, vocab = load_tokenizer(run.tokenizer), run.model.vocab
+    bos_id = vocab.bos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    eos_id = vocab.eos_id if tokenizer.eos_id is None else tokenizer.eos_id
+    return replace(run.model, vocab=replace(vocab, bos_id=bos_id, eos_id=eos_id))
 
 
 def as_values(metrics: Metrics) -> Values:

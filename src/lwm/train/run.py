@@ -69,7 +69,8 @@ class Run:
     checkpoint_every: int = 500
     #: checkpoints that stay, the newest ones
     keep_checkpoints: int = 2
-    #: parameters to start from: another run's directory, a model directory, or the name of an embedded model
+    #: parameters to start from: another run's directory, a model directory, or the name of an embedded model;
+    #: empty: one that is still to be named
     init_from: str | None = None
     #: the run's directory
     out: Path = Path("runs/unnamed")
@@ -117,7 +118,9 @@ def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
             f"the tokenizer {run.tokenizer} does not match the model: it has {tokenizer.size} ids, "
             f"the model {run.model.vocab.text_size} text ids"
         )
-    if run.init_from is not None and run.init_from not in EMBEDDED and not Path(run.init_from).is_dir():
+    if run.init_from == "":
+        raise UserError(f"{run.name} starts from a model: name the directory of a run or of a model with --init-from")
+    if run.init_from is not None and run.init_from not in EMBEDDED and not os.path.isdir(run.init_from):
         raise UserError(
             f"nothing to start from at {run.init_from}: give a run's or a model's directory, or {', '.join(EMBEDDED)}"
         )
@@ -140,7 +143,7 @@ def require_directory(run: Run, resume: bool) -> None:
 
 def saved_steps(directory: Path) -> list[int]:
     """The steps of which a directory holds whole checkpoints."""
-    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()] if os.path.isdir(directory) else []
 
 
 def require_same_run(run: Run, stored: Mapping[str, Any]) -> None:

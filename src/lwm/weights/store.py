@@ -2,7 +2,7 @@
 
     config.json          the fields of `ModelConfig`, the vocabulary as a block of its own
     model.safetensors    the tensors, named by their path in the parameter tree: `layers.query`, `final_norm`, ...
-    tokenizer.json       or tokenizer.model
+    tokenizer.json       with the files beside it that name its special tokens, if there are any; or tokenizer.model
 
 Beyond 5 GB the tensors are split into `model-00001-of-00003.safetensors`, ... with `model.safetensors.index.json` as
 Hugging Face has it.
@@ -27,14 +27,13 @@ from safetensors.numpy import save_file
 
 from lwm.core.errors import UserError
 from lwm.core.params import abstract, shardings
-from lwm.data.tokenizer import Tokenizer, load_tokenizer
+from lwm.data.tokenizer import SPECIAL_TOKEN_FILES, TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import Transformer, declare
 
 CONFIG = "config.json"
 TENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 MODEL_TYPE = "lwm"
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -71,8 +70,8 @@ def save_model(
         UserError: the directory cannot be written, or holds something that is not one of our models.
     """
     directory = Path(directory).absolute()
-    _require_ours(directory)
     try:
+        _require_ours(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
             written = Path(scratch) / directory.name
@@ -104,7 +103,7 @@ def _model_files(directory: Path) -> list[Path]:
     return [
         path
         for path in directory.iterdir()
-        if path.name in (CONFIG, INDEX, *TOKENIZERS) or path.match("model*.safetensors")
+        if path.name in (CONFIG, INDEX, *TOKENIZER_FILES, *SPECIAL_TOKEN_FILES) or path.match("model*.safetensors")
     ]
 
 
@@ -116,8 +115,19 @@ def _write(directory: Path, config: ModelConfig, params: Transformer, tokenizer:
         weight_map = {name: file for file, tensors in shards.items() for name in tensors}
         _write_json(directory / INDEX, {"metadata": {}, "weight_map": weight_map})
     if tokenizer is not None:
-        shutil.copyfile(tokenizer, directory / (TOKENIZERS[1] if tokenizer.suffix == ".model" else TOKENIZERS[0]))
+        _copy_tokenizer(tokenizer, directory)
     _write_json(directory / CONFIG, {"model_type": MODEL_TYPE, **config.to_json()})
+
+
+def _copy_tokenizer(file: Path, directory: Path) -> None:
+    hugging_face, sentencepiece = TOKENIZER_FILES
+    if file.suffix == ".model":
+        shutil.copyfile(file, directory / sentencepiece)
+        return
+    shutil.copyfile(file, directory / hugging_face)
+    for name in SPECIAL_TOKEN_FILES:
+        if (file.parent / name).is_file():
+            shutil.copyfile(file.parent / name, directory / name)
 
 
 def _plan_shards(leaves: dict[str, jax.Array], dtype: np.dtype) -> dict[str, dict[str, jax.Array]]:
@@ -176,7 +186,7 @@ def load_model(name_or_directory: str | Path, mesh: Mesh, dtype: str = "float32"
 def _locate(name_or_directory: str | Path) -> Path:
     inside = EMBEDDED.get(str(name_or_directory))
     directory = Path(str(resources.files("lwm").joinpath(*inside))) if inside else Path(name_or_directory)
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         known = ", ".join(EMBEDDED)
         raise UserError(f"no model at {directory}: give a model directory, or the name of an embedded model ({known})")
     return directory
@@ -205,7 +215,7 @@ def _read_json(path: Path, when_missing: str) -> dict[str, Any]:
 
 
 def _read_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer | None:
-    if not any((directory / name).exists() for name in TOKENIZERS):
+    if not any((directory / name).exists() for name in TOKENIZER_FILES):
         return None
     tokenizer = load_tokenizer(directory)
     if tokenizer.size > config.vocab.text_size:
