@@ -9,9 +9,8 @@ from lwm.core.mesh import MeshShape, make_mesh
 from lwm.core.params import init
 from lwm.core.vocab import Vocab
 from lwm.data.tokenizer import load_tokenizer
-from lwm.evals.trial import CITIES
 from lwm.infer.engine import Engine
-from lwm.infer.prompts import needle, needle_prompt
+from lwm.infer.prompts import NEEDLE_CITIES, needle, needle_prompt
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.transformer import declare
 from lwm.weights.store import LoadedModel, load_model, save_model
@@ -44,7 +43,7 @@ def tokenizer_file(tmp_path_factory, haystack_file) -> Path:
     trainer = trainers.BpeTrainer(
         vocab_size=600, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
-    prompts = [needle_prompt(needle(city, "1234567"), [city, city]) for city in CITIES]
+    prompts = [needle_prompt(needle(city, "1234567"), [city, city]) for city in NEEDLE_CITIES]
     bpe.train_from_iterator([haystack_file.read_text(), *prompts], trainer)
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     bpe.save(str(file))

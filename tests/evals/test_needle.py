@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,8 +130,7 @@ def test_a_cell_by_itself_is_answered_as_in_the_grid(config, model, engine):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"context_lengths": "1k..2k"}, "2048 is beyond the 1024 tokens .* --allow-beyond-context"),
-        ({"context_lengths": "64"}, "context length 64 is too short"),
+        ({"context_lengths": "64,1k"}, "context length 64 is too short"),
         ({"context_lengths": "many"}, "'many' is not a length"),
         ({"depths": 0}, "--depths 0"),
         ({"rounds": 0}, "--rounds 0"),
@@ -142,23 +142,36 @@ def test_a_cell_by_itself_is_answered_as_in_the_grid(config, model, engine):
 def test_what_cannot_be_is_refused(config, model, engine, change, complaint):
     with pytest.raises(UserError, match=complaint):
         run_needle(replace(config, **change), model, engine)
-    assert not (config.out / "results.json").exists()
+    assert not config.out.exists()
 
 
-def test_beyond_the_context_by_permission(config, model, reader):
-    beyond = replace(config, context_lengths="2k", depths=1, rounds=1, allow_beyond_context=True)
-    assert run_needle(beyond, model, reader).results[0]["context_length"] == 2048
+def test_lengths_beyond_the_context_are_tried_and_marked(config, model, reader):
+    report = run_needle(replace(config, context_lengths="1k..2k", depths=1, rounds=1), model, reader)
+    assert report.lengths == [1024, 2048]
+    assert "lengths beyond 1,024 are longer than it was trained for" in report.table().caption
 
 
 def test_another_seed_and_other_weights_are_refused_in_the_same_directory(config, model, reader, tmp_path):
     run_needle(config, model, reader)
     with pytest.raises(UserError, match="seed=1234, and now it is 5"):
         run_needle(replace(config, seed=5), model, reader)
-    retrained = tmp_path / "retrained"
-    retrained.mkdir()
-    (retrained / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(UserError, match="weights="):
-        run_needle(config, replace(model, directory=retrained), reader)
+    bfloat16 = replace(reader, compute=replace(reader.compute, dtype="bfloat16"))
+    with pytest.raises(UserError, match="dtype='float32', and now it is 'bfloat16'"):
+        run_needle(config, model, bfloat16)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        changed = shutil.copytree(model.directory, tmp_path / name)
+        with open(changed / name, "ab") as file:
+            file.write(b" ")
+        with pytest.raises(UserError, match="model_digest="):
+            run_needle(config, replace(model, directory=changed), reader)
+
+
+def test_a_run_goes_on_where_the_same_files_are_named_otherwise(config, model, reader, tmp_path, monkeypatch):
+    run_needle(config, model, reader)
+    moved = shutil.copytree(model.directory, tmp_path / "moved")
+    monkeypatch.chdir(config.haystack[0].parent)
+    renamed = replace(config, model=str(moved), haystack=(Path(config.haystack[0].name),))
+    run_needle(renamed, replace(model, directory=moved), reader, lambda *_: pytest.fail("nothing is left to ask"))
 
 
 def test_a_model_without_tokenizer_is_refused(config, model, engine):
@@ -183,7 +196,7 @@ def test_table_and_picture_show_what_was_found_and_leave_out_what_was_not_tried(
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines()]
     assert ["0%", "67", "0"] in lines and ["100%", "100", "-"] in lines
     assert ["all", "75", "0"] in lines and ["95%", "30-95", "0-79"] in lines and ["trials", "4", "1"] in lines
-    assert "tokens are repeated" in console.file.getvalue()
+    assert "1,500 tokens are repeated" in " ".join(console.file.getvalue().split())
     picture = imread(io.BytesIO(report.heat_map()))
     colours = picture[::3, ::3, :3].reshape(-1, 3)
     for name, colour in {"wrong": (0, 34, 78), "right": (254, 232, 56), "not tried": (217, 217, 217)}.items():

@@ -5,7 +5,8 @@ import pytest
 
 from lwm.core.errors import UserError
 from lwm.evals.haystack import Haystack
-from lwm.evals.trial import CITIES, LENGTH_TOLERANCE, Cell, build_trial
+from lwm.evals.trial import LENGTH_TOLERANCE, Cell, build_trial
+from lwm.infer.prompts import NEEDLE_CITIES
 
 ANSWER_TOKENS = 32
 
@@ -105,7 +106,7 @@ def test_rounds_read_other_windows_of_a_text_on_one_line(tokenizer):
 
 
 def test_cities_are_distinct():
-    assert len(set(CITIES)) == len(CITIES)
+    assert len(set(NEEDLE_CITIES)) == len(NEEDLE_CITIES)
 
 
 def test_a_context_too_short_for_its_question_is_refused(haystack, tokenizer):

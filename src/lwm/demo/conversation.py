@@ -10,7 +10,7 @@ from lwm.demo.machine import compile_clock
 from lwm.evals.haystack import Haystack
 from lwm.evals.trial import hide
 from lwm.infer.engine import Engine, Ids
-from lwm.infer.prompts import document_head, encode
+from lwm.infer.prompts import document_head, encode, stop_ids
 from lwm.nano.corpus import Document
 from lwm.nano.facts import Fact, held_out_world, question
 
@@ -70,8 +70,7 @@ def converse(engine: Engine, tokenizer: Tokenizer, document: Document, num_token
     room = num_tokens - planted_tokens - max(map(len, prompts)) - ANSWER_TOKENS - SEAMS
     context = hide(haystack, 0, float(min(room, haystack.num_tokens)), statements, depths.tolist())
     read = encode(tokenizer, document_head(context))
-    stop_ids = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    answers, prefill_rate, decode_rate = _ask_each(engine, read, prompts, stop_ids)
+    answers, prefill_rate, decode_rate = _ask_each(engine, read, prompts, stop_ids(tokenizer))
     places = [round(100 * depths[facts.index(about[0])]) for about in asked]
     turns = [
         Turn(text, tokenizer.decode(ids).strip(), tuple(fact.value for fact in about), place)
@@ -92,7 +91,7 @@ def _facts(rng: np.random.Generator) -> list[Fact]:
     return chosen
 
 
-def _ask_each(engine: Engine, read: Ids, prompts: Sequence[Ids], stop_ids: Ids) -> tuple[list[list[int]], float, float]:
+def _ask_each(engine: Engine, read: Ids, prompts: Sequence[Ids], stops: Ids) -> tuple[list[list[int]], float, float]:
     """Answers to prompts that each follow `read`, and the tokens read and generated a second, compiling left out."""
     capacity = engine.slots(len(read)) + engine.slots(max(map(len, prompts))) + ANSWER_TOKENS
     with compile_clock() as compiled:
@@ -102,7 +101,7 @@ def _ask_each(engine: Engine, read: Ids, prompts: Sequence[Ids], stop_ids: Ids) 
     for prompt in prompts:
         heard = engine.extend(document, [prompt])
         with compile_clock() as compiled:
-            (ids,), spoken = engine.decode(heard, ANSWER_TOKENS, stop_ids=stop_ids)
+            (ids,), spoken = engine.decode(heard, ANSWER_TOKENS, stop_ids=stops)
             decode_seconds += spoken.timings.decode_seconds - compiled()
         decoded += spoken.timings.decode_tokens
         answers.append(ids)

@@ -29,7 +29,8 @@ class Haystack:
     """A text read in a circle: past its end it begins again, so any window of any length exists.
 
     `boundaries` are the character offsets where a line or a sentence ends (or a part of one that is longer than
-    `LONGEST_PIECE`), from 0 to the text's length, and `tokens_before` the tokens up to each. Places below are characters from the start of the first turn.
+    `LONGEST_PIECE`), from 0 to the text's length, and `tokens_before` the tokens up to each. Places below are
+    characters from the start of the first turn.
     """
 
     text: str

@@ -19,8 +19,10 @@ from lwm.evals.journal import Journal, Row, write_file, write_json
 from lwm.evals.lengths import parse_lengths
 from lwm.evals.needle_report import NeedleReport
 from lwm.evals.score import fraction_found
-from lwm.evals.trial import CITIES, Cell, Trial, build_trial
+from lwm.evals.trial import Cell, Trial, build_trial
 from lwm.infer.engine import Engine
+from lwm.infer.prompts import NEEDLE_CITIES, stop_ids
+from lwm.infer.session import require_tokenizer
 from lwm.weights.store import LoadedModel
 
 #: told (cells done, cells in all, the row just finished)
@@ -37,7 +39,8 @@ class NeedleConfig:
     haystack: tuple[Path, ...]
     #: where results go; a run that was interrupted goes on from what is there
     out: Path
-    #: in tokens of the model's tokenizer, prompt and answer included: 1024,4096 or 1k,4k or 1k..64k (doubling)
+    #: in tokens of the model's tokenizer, prompt and answer included: 1024,4096 or 1k,4k or 1k..64k (doubling);
+    #: also beyond what the model was trained for, to see how far it carries
     context_lengths: str = "1k..4k"
     #: how many depths, evenly from 0% (start of the text) to 100% (end)
     depths: int = 5
@@ -53,8 +56,6 @@ class NeedleConfig:
     answer_tokens: int = 64
     #: prompts of one length are read together while they stay within this many tokens
     batch_tokens: int = 32_768
-    #: also try lengths beyond what the model was trained for
-    allow_beyond_context: bool = False
 
     def __post_init__(self) -> None:
         parse_lengths(self.context_lengths)
@@ -63,9 +64,10 @@ class NeedleConfig:
         for name in ("rounds", "answer_tokens", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
-        if not 1 <= self.retrieve <= self.needles <= len(CITIES):
+        if not 1 <= self.retrieve <= self.needles <= len(NEEDLE_CITIES):
             raise UserError(
-                f"--needles {self.needles} --retrieve {self.retrieve}: hide 1 to {len(CITIES)} and ask for 1 to as many"
+                f"--needles {self.needles} --retrieve {self.retrieve}: "
+                f"hide 1 to {len(NEEDLE_CITIES)} and ask for 1 to as many"
             )
 
     @property
@@ -121,8 +123,8 @@ class NeedleTask:
     def run(self, cells: Sequence[Cell]) -> list[Row]:
         """Ask the model, all cells in one batch, greedily."""
         trials = [self.trial(cell) for cell in cells]
-        stop_ids = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
-        answers = self.engine.generate([trial.prompt for trial in trials], self.answer_tokens, stop_ids=stop_ids)
+        stops = stop_ids(self.tokenizer)
+        answers = self.engine.generate([trial.prompt for trial in trials], self.answer_tokens, stop_ids=stops)
         return [_row(trial, self.tokenizer.decode(ids)) for trial, ids in zip(trials, answers, strict=True)]
 
 
@@ -130,16 +132,18 @@ def run_needle(config: NeedleConfig, model: LoadedModel, engine: Engine, on_cell
     """Run the grid, or what is left of it, and write its results to `config.out`.
 
     Raises:
-        UserError: a haystack that cannot be read, a length that the model or the needles do not fit, a model
-            without tokenizer, an output directory that cannot be written or holds other settings.
+        UserError: a haystack that cannot be read, a length that the needles do not fit, a model without
+            tokenizer, an output directory that cannot be written or holds other settings.
     """
-    tokenizer = _require_fits(config, model)
+    tokenizer = require_tokenizer(model)
     haystack = read_haystack(config.haystack, tokenizer.encode)
-    settings = _settings(config, model, haystack)
+    task = NeedleTask(haystack, tokenizer, engine, config.seed, config.answer_tokens, config.needles, config.retrieve)
+    for cell in config.cells[: config.depths * config.rounds]:  # the shortest: what fits them fits all
+        task.trial(cell)
+    settings = _settings(config, model, engine, haystack)
     journal = Journal.open(config.out, settings)
     rows = {_cell_of(row): row for row in journal.rows()}
     left = [cell for cell in config.cells if cell not in rows]
-    task = NeedleTask(haystack, tokenizer, engine, config.seed, config.answer_tokens, config.needles, config.retrieve)
     for cells in _batches(left, config.batch_tokens):
         finished = task.run(cells)
         journal.add(finished)
@@ -147,7 +151,8 @@ def run_needle(config: NeedleConfig, model: LoadedModel, engine: Engine, on_cell
             rows[_cell_of(row)] = row
             if on_cell is not None:
                 on_cell(len(rows), len(config.cells), row)
-    facts = {**settings, "haystack_tokens": haystack.num_tokens, "max_context": model.config.max_context}
+    facts = {"model": config.model, "haystack": [str(path) for path in config.haystack], **settings}
+    facts |= {"haystack_tokens": haystack.num_tokens, "max_context": model.config.max_context}
     report = NeedleReport([rows[cell] for cell in config.cells], facts)
     write_json(config.out / "results.json", report.results)
     write_json(config.out / "summary.json", report.summary())
@@ -155,24 +160,11 @@ def run_needle(config: NeedleConfig, model: LoadedModel, engine: Engine, on_cell
     return report
 
 
-def _require_fits(config: NeedleConfig, model: LoadedModel) -> Tokenizer:
-    longest, limit = config.lengths[-1], model.config.max_context
-    if longest > limit and not config.allow_beyond_context:
-        raise UserError(
-            f"context length {longest} is beyond the {limit} tokens that {config.model} was trained for: "
-            "leave it out, or see how far it carries with --allow-beyond-context"
-        )
-    if model.tokenizer is None:
-        raise UserError(f"{config.model} has no tokenizer, and a needle test needs one: put its tokenizer.json into it")
-    return model.tokenizer
-
-
-def _settings(config: NeedleConfig, model: LoadedModel, haystack: Haystack) -> Row:
-    """All that the answers depend on: a run goes on only where these are the same."""
+def _settings(config: NeedleConfig, model: LoadedModel, engine: Engine, haystack: Haystack) -> Row:
+    """All that the answers depend on: a run goes on only where these are the same. Files count by what is in them."""
     return {
-        "model": config.model,
-        "weights": _fingerprint(model.directory),
-        "haystack": [str(path) for path in config.haystack],
+        "model_digest": _fingerprint(model.directory),
+        "dtype": engine.compute.dtype,
         "haystack_digest": haystack.digest,
         "context_lengths": list(config.lengths),
         "depths": list(config.depth_percents),
@@ -185,9 +177,9 @@ def _settings(config: NeedleConfig, model: LoadedModel, haystack: Haystack) -> R
 
 
 def _fingerprint(directory: Path) -> str:
-    """Changes when the weights in a directory are replaced; reads only the two ends of each file."""
+    """Changes when a model is replaced; of large files only the two ends are read."""
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in sorted(path for path in directory.iterdir() if path.suffix in (".safetensors", ".json", ".model")):
         with open(path, "rb") as file:
             digest.update(file.read(1 << 20))
             file.seek(max(0, path.stat().st_size - (1 << 20)))

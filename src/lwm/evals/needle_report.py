@@ -65,11 +65,12 @@ class NeedleReport:
 
     def table(self) -> Table:
         """Depth by length, then each length's accuracy and interval."""
-        tokens = self.facts["haystack_tokens"]
-        repeats = (
-            f"; the haystack's {tokens:,} tokens are repeated beyond that length" if self.lengths[-1] > tokens else ""
-        )
-        table = Table(title=self.title, caption=f"95% intervals (Wilson){repeats}")
+        notes, longest = ["95% intervals (Wilson)"], self.lengths[-1]
+        if longest > (limit := self.facts["max_context"]):
+            notes.append(f"lengths beyond {limit:,} are longer than it was trained for")
+        if longest > (tokens := self.facts["haystack_tokens"]):
+            notes.append(f"the haystack's {tokens:,} tokens are repeated beyond that length")
+        table = Table(title=Text(self.title), caption="; ".join(notes))
         table.add_column("depth", justify="right")
         for length in self.lengths:
             table.add_column(short(length), justify="right")

@@ -13,16 +13,7 @@ from itertools import pairwise
 from lwm.core.errors import UserError
 from lwm.data.tokenizer import Tokenizer
 from lwm.evals.haystack import Haystack
-from lwm.infer.prompts import encode, needle, needle_prompt
-
-CITIES = (
-    "Amsterdam", "Athens", "Baghdad", "Bangkok", "Barcelona", "Beijing", "Berlin", "Bogota", "Boston", "Brussels",
-    "Budapest", "Cairo", "Chicago", "Copenhagen", "Dallas", "Delhi", "Dublin", "Geneva", "Havana", "Helsinki",
-    "Istanbul", "Jakarta", "Karachi", "Lagos", "Lima", "Lisbon", "London", "Los Angeles", "Madrid", "Manila",
-    "Melbourne", "Mexico City", "Miami", "Milan", "Montreal", "Moscow", "Mumbai", "Nairobi", "New York", "Oslo",
-    "Paris", "Prague", "Rome", "San Francisco", "Santiago", "Seattle", "Seoul", "Shanghai", "Singapore", "Stockholm",
-    "Sydney", "Taipei", "Tokyo", "Toronto", "Vancouver", "Vienna", "Warsaw", "Zurich",
-)  # fmt: skip
+from lwm.infer.prompts import NEEDLE_CITIES, encode, needle, needle_prompt
 
 Prompt = tuple[str, tuple[int, ...]]  # the text and its ids
 
@@ -79,7 +70,7 @@ def build_trial(
     """
     own_seed = cell.seed(seed)
     rng = random.Random(own_seed)
-    cities = rng.sample(CITIES, needles)
+    cities = rng.sample(NEEDLE_CITIES, needles)
     numbers = [str(rng.randrange(1_000_000, 10_000_000)) for _ in cities]
     depths = [cell.depth_percent / 100, *(rng.random() for _ in cities[1:])]
     start = rng.randrange(len(haystack.boundaries) - 1)

@@ -12,6 +12,15 @@ SHORT_ANSWER = (
     "Don't give information outside the document or repeat your findings. Keep your response short and direct."
 )
 ALL_ANSWERS = "Don't give information outside the document."
+#: whose numbers are hidden; the nano model is never trained on them
+NEEDLE_CITIES = (
+    "Amsterdam", "Athens", "Baghdad", "Bangkok", "Barcelona", "Beijing", "Berlin", "Bogota", "Boston", "Brussels",
+    "Budapest", "Cairo", "Chicago", "Copenhagen", "Dallas", "Delhi", "Dublin", "Geneva", "Havana", "Helsinki",
+    "Istanbul", "Jakarta", "Karachi", "Lagos", "Lima", "Lisbon", "London", "Los Angeles", "Madrid", "Manila",
+    "Melbourne", "Mexico City", "Miami", "Milan", "Montreal", "Moscow", "Mumbai", "Nairobi", "New York", "Oslo",
+    "Paris", "Prague", "Rome", "San Francisco", "Santiago", "Seattle", "Seoul", "Shanghai", "Singapore", "Stockholm",
+    "Sydney", "Taipei", "Tokyo", "Toronto", "Vancouver", "Vienna", "Warsaw", "Zurich",
+)  # fmt: skip
 
 
 def chat(question: str) -> str:
@@ -57,3 +66,8 @@ def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The ids of a prompt as a model reads it: behind the tokenizer's beginning-of-sequence id, if it has one."""
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     return bos + tokenizer.encode(prompt)
+
+
+def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end an answer; none if the tokenizer has no end-of-sequence id."""
+    return () if tokenizer.eos_id is None else (tokenizer.eos_id,)

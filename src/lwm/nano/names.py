@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lwm.infer.prompts import NEEDLE_CITIES
+
 CITIES = (
     "Aarhus", "Aberdeen", "Abidjan", "Adelaide", "Albany", "Aleppo", "Alicante", "Almaty", "Antalya", "Antwerp",
     "Arequipa", "Asheville", "Astana", "Asuncion", "Augusta", "Austin", "Bamako", "Bandung", "Barranquilla", "Basel",
@@ -27,14 +29,8 @@ CITIES = (
     "Tucson", "Tulsa", "Turin", "Utrecht", "Valencia", "Varna", "Verona", "Vilnius", "Winnipeg", "Wroclaw", "Wuhan",
     "Xiamen", "Yerevan", "York", "Zagreb", "Zaragoza",
 )  # fmt: skip
-HELD_OUT_CITIES = (
-    "Amsterdam", "Athens", "Baghdad", "Bangkok", "Barcelona", "Beijing", "Berlin", "Bogota", "Boston", "Brussels",
-    "Budapest", "Cairo", "Chicago", "Copenhagen", "Dallas", "Delhi", "Dublin", "Geneva", "Havana", "Helsinki",
-    "Istanbul", "Jakarta", "Karachi", "Lagos", "Lima", "Lisbon", "London", "Los Angeles", "Madrid", "Manila",
-    "Melbourne", "Mexico City", "Miami", "Milan", "Montreal", "Moscow", "Mumbai", "Nairobi", "New York", "Oslo",
-    "Paris", "Prague", "Rome", "San Francisco", "Santiago", "Seattle", "Seoul", "Shanghai", "Singapore", "Stockholm",
-    "Sydney", "Taipei", "Tokyo", "Toronto", "Vancouver", "Vienna", "Warsaw", "Zurich",
-)  # fmt: skip
+#: the needle test's
+HELD_OUT_CITIES = NEEDLE_CITIES
 
 PEOPLE = (
     "Adam", "Agnes", "Amir", "Anna", "Boris", "Carla", "Chen", "Clara", "Diego", "Dora", "Edith", "Emil", "Erik", "Eva",
