@@ -69,6 +69,18 @@ def test_a_file_without_one_good_record_is_still_reported(write_jsonl, tokenizer
     assert "10 more, most often: 10 x not JSON" in rendered(report)
 
 
+def test_it_reads_as_training_is_told_to(write_jsonl, tokenizer_file):
+    file = write_jsonl({"text": "hello"})
+    assert check(CheckConfig(str(file), add_bos=False), tokenizer_file).lengths == [6]
+    assert check(CheckConfig(str(file), add_bos=False, add_eos=False), tokenizer_file).lengths == [5]
+
+
+@pytest.mark.parametrize("change", [{"rows": 0}, {"seq_len": 0}])
+def test_no_rows_and_no_tokens_are_refused(write_jsonl, tokenizer_file, change):
+    with pytest.raises(UserError, match=r"--(rows|seq-len) 0: give 1 or more"):
+        check(CheckConfig(str(write_jsonl({"text": "hello"})), **change), tokenizer_file)
+
+
 def test_the_tokenizer_may_be_named(write_jsonl, tokenizer_file, tmp_path):
     file = write_jsonl({"text": "hello"})
     assert check(CheckConfig(str(file), tokenizer=tokenizer_file.parent), tmp_path / "absent.json").lengths == [7]

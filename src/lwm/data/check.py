@@ -5,20 +5,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from tyro.conf import Positional
+from tyro.conf import Positional, Suppress
 
 from lwm.core.batch import Batch
 from lwm.core.errors import UserError
 from lwm.data.examples import Example, RecordData, RecordExamples
 from lwm.data.loader import Loader
 from lwm.data.packing import LongDocuments, Weighting
-from lwm.data.sources import BadRecordError, FormatChoice
+from lwm.data.sources import BadRecordError
 from lwm.data.tokenizer import Tokenizer, load_tokenizer
 
 Progress = Callable[[int, int], None]
@@ -31,17 +32,15 @@ LISTED_BAD_RECORDS = 20
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(RecordData):
     """Validate records, count their tokens, and show one packed batch: what sees what, and what is learned."""
 
-    #: a JSONL, text or Parquet file, a directory or a pattern
+    #: a JSONL, text or Parquet file, a directory or a pattern, or (format "datasets") a dataset's name or directory
     path: Positional[str]
-    #: which fields to read and learn: "[prompt],answer" learns the answer only
-    fields: tuple[str, ...] = ("text",)
-    #: "auto" goes by the suffix of the files
-    format: FormatChoice = "auto"
-    #: between fields joined by +
-    separator: str = " "
+    #: every malformed record is shown
+    max_bad_records: Suppress[int] = 0
+    #: a stream has no end to wait for
+    streaming: Suppress[Literal[False]] = False
     #: a tokenizer file or a model directory; by default the nano model's
     tokenizer: Path | None = None
     #: tokens a packed row
@@ -90,11 +89,13 @@ def check(config: CheckConfig, default_tokenizer: Path, progress: Progress | Non
     `progress` is called with the number of records read and their total.
 
     Raises:
-        UserError: nothing to read, no such field, or no tokenizer.
+        UserError: nothing to read, no such field, no tokenizer, or no rows or no tokens in them.
     """
+    for name in ("rows", "seq_len"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
     tokenizer = load_tokenizer(config.tokenizer or default_tokenizer)
-    data = RecordData(config.path, config.fields, config.format, config.separator)
-    source = data.open(tokenizer)
+    source = config.open(tokenizer)
     if not isinstance(source, RecordExamples):
         raise UserError(f"{config.path} is a stream: only records on this disk can be checked")
     report = CheckReport(config, tokenizer, len(source))
@@ -142,7 +143,8 @@ class _Examined:
 
 def _summary(report: CheckReport) -> Table:
     config, lengths = report.config, np.array(report.lengths)
-    title = Text(f"{config.path}   fields {' | '.join(config.fields)}")
+    fields = (config.fields,) if isinstance(config.fields, str) else config.fields
+    title = Text(f"{config.path}   fields {' | '.join(fields)}")
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")
