@@ -154,12 +154,12 @@ def progress(what: str) -> Iterator[Callable[..., None]]:
 
 
 def show(*renderables: Any) -> None:
-    """Print results on standard output."""
+    """Print results on standard output. A string is shown to the letter, on one line however long it is."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, highlight=False)
     for renderable in renderables:
-        console.print(renderable)
+        console.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
 def say(text: str) -> None:
@@ -236,18 +236,20 @@ def nano_directory() -> Path:
 def generate_text(arguments: Arguments) -> None:
     """`lwm generate text PROMPT`: the continuation on standard output, as it comes."""
     from lwm.infer import commands
+    from lwm.infer.sampling import Sampling
 
-    config, machine = parse("generate text", arguments, commands.GenerateTextConfig, Machine())
-    commands.generate_text(config, *open_model(config.model, machine), on_text=say)
+    config, sampling, machine = parse("generate text", arguments, commands.GenerateTextConfig, Sampling(), Machine())
+    commands.generate_text(config, *open_model(config.model, machine), sampling, say)
     say("\n")
 
 
 def chat(arguments: Arguments) -> None:
     """`lwm chat [QUESTION]`: one answer, or a conversation that an empty line ends."""
     from lwm.infer.commands import ChatConfig, open_session
+    from lwm.infer.sampling import Sampling
 
-    config, machine = parse("chat", arguments, ChatConfig, Machine())
-    session, reading = open_session(config, *open_model(config.model, machine))
+    config, sampling, machine = parse("chat", arguments, ChatConfig, Sampling(), Machine())
+    session, reading = open_session(config, *open_model(config.model, machine), sampling)
     if reading is not None:
         part = f" of {reading.document_tokens:,}" if reading.truncated else ""
         note(f"read {reading.tokens:,}{part} tokens of {config.document} in {reading.seconds:.1f} s")

@@ -11,7 +11,7 @@ from lwm.core.errors import UserError
 from lwm.infer import prompts
 from lwm.infer.commands import ChatConfig, GenerateTextConfig, generate_text, open_session
 from lwm.infer.engine import Engine
-from lwm.infer.session import Session, TextStream, stop_ids
+from lwm.infer.session import Session, TextStream
 from lwm.weights.store import LoadedModel
 
 DOCUMENT = "It was a dark and stormy night; the rain fell in torrents. " * 5
@@ -24,7 +24,7 @@ def session(model: LoadedModel, engine: Engine) -> Session:
 
 
 def by_itself(model: LoadedModel, engine: Engine, prompt: str) -> str:
-    (ids,) = engine.generate([prompts.encode(model.tokenizer, prompt)], 12, stop_ids=stop_ids(model))
+    (ids,) = engine.generate([prompts.encode(model.tokenizer, prompt)], 12, stop_ids=(2,))
     return model.tokenizer.decode(ids).strip()
 
 
@@ -54,6 +54,15 @@ def test_a_remembered_conversation(model: LoadedModel, engine: Engine) -> None:
     assert second.read_tokens < second.prompt_tokens - len(prompts.chat(QUESTIONS[0])) + 2
     session.forget()
     assert session.ask(QUESTIONS[1]).text == by_itself(model, engine, prompts.chat(QUESTIONS[1]))
+
+
+def test_a_remembered_conversation_that_fills_the_context(model: LoadedModel, engine: Engine) -> None:
+    session = Session(model, engine, max_new_tokens=480, remember=True)
+    with pytest.raises(UserError, match=r"prompt is \d+ tokens long, .* room for 544: shorten the question"):
+        session.ask("Who? " * 100)
+    session._last_turn = (prompts.chat("Who? " * 60), "The rain. " * 20)
+    with pytest.raises(UserError, match=r"conversation is \d+ tokens long, .* room for 544: start a new one"):
+        session.ask("Who?")
 
 
 def test_chat_reads_a_document_once(session: Session, model: LoadedModel, engine: Engine) -> None:
@@ -90,14 +99,14 @@ def test_pieces_of_text_make_the_text(model: LoadedModel) -> None:
 
 def test_a_document_that_is_too_long(session: Session) -> None:
     words = " ".join(f"word{i}" for i in range(300))
-    with pytest.raises(UserError, match=r"document is \d+ tokens long and there is room for 756; .*--truncate head"):
+    with pytest.raises(UserError, match=r"document is \d+ tokens long, .* room for 756: .*--truncate head"):
         session.read(words)
     assert session.read(words, "head").truncated
     assert words.startswith(session._document) and len(session._document) == 756
     assert session.read(words, "tail").tokens == 756
     assert words.endswith(session._document)
     assert session.ask("Who?").prompt_tokens < 1024
-    with pytest.raises(UserError, match=r"prompt is \d+ tokens long; the model reads at most 1024"):
+    with pytest.raises(UserError, match=r"prompt is \d+ tokens long, .* room for 1012: shorten the question"):
         session.ask("Who? " * 100)
 
 
@@ -106,15 +115,17 @@ def test_what_cannot_be_asked(session: Session, model: LoadedModel, engine: Engi
         session.ask("  ")
     with pytest.raises(UserError, match="the document is empty"):
         session.read("\n")
-    with pytest.raises(UserError, match="max_new_tokens 0"):
+    with pytest.raises(UserError, match="--max-new-tokens 0 must be 1 to 1023"):
         Session(model, engine, max_new_tokens=0)
+    with pytest.raises(UserError, match="--max-new-tokens 1024 must be 1 to 1023"):
+        Session(model, engine, max_new_tokens=1024)
     with pytest.raises(UserError, match="has no tokenizer"):
         Session(dataclasses.replace(model, tokenizer=None), engine)
 
 
 def test_generate_text(model: LoadedModel, engine: Engine) -> None:
     pieces: list[str] = []
-    generation = generate_text(GenerateTextConfig("Once", max_new_tokens=12), model, engine, pieces.append)
+    generation = generate_text(GenerateTextConfig("Once", max_new_tokens=12), model, engine, on_text=pieces.append)
     (ids,) = engine.generate([[1, *model.tokenizer.encode("Once")]], 12, stop_ids=(2,))
     assert generation.text == model.tokenizer.decode(ids) == "".join(pieces)
     assert (generation.prompt_tokens, generation.answer_tokens) == (5, len(ids))
@@ -124,12 +135,12 @@ def test_generate_text(model: LoadedModel, engine: Engine) -> None:
 @pytest.mark.parametrize("truncate", ["head", "tail"])
 def test_generate_text_truncates_when_told_to(truncate: str, model: LoadedModel, engine: Engine) -> None:
     prompt = "".join(np.random.default_rng(0).choice(list("abcdef"), 1500))
-    kept = prompt[:1023] if truncate == "head" else prompt[-1023:]
+    kept = prompt[:1011] if truncate == "head" else prompt[-1011:]
     config = GenerateTextConfig(prompt, max_new_tokens=12)
-    with pytest.raises(UserError, match="the prompt is 1501 tokens long; the model reads at most 1024"):
+    with pytest.raises(UserError, match=r"the prompt is 1501 tokens long, .* room for 1012: .*--truncate head"):
         generate_text(config, model, engine)
     cut = generate_text(dataclasses.replace(config, truncate=truncate), model, engine)
-    assert cut.prompt_tokens == 1024
+    assert cut.prompt_tokens == 1012
     assert cut.text == generate_text(dataclasses.replace(config, prompt=kept), model, engine).text
 
 

@@ -10,7 +10,16 @@ from lwm.core.errors import UserError
 from lwm.infer import prompts
 from lwm.infer.engine import Engine, Timings
 from lwm.infer.sampling import Sampling
-from lwm.infer.session import Reading, Session, TextStream, Truncate, require_tokenizer, stop_ids, too_long
+from lwm.infer.session import (
+    TRUNCATE,
+    Reading,
+    Session,
+    TextStream,
+    Truncate,
+    prompt_room,
+    require_tokenizer,
+    too_long,
+)
 from lwm.weights.store import LoadedModel
 
 
@@ -24,21 +33,10 @@ class GenerateTextConfig:
     model: str = "nano"
     #: the most tokens to generate
     max_new_tokens: int = 128
-    #: 0 takes the likeliest token each time; 1 draws from the model's distribution
-    temperature: float = 0.0
-    #: draw among this many likeliest tokens only; 0: all
-    top_k: int = 0
-    #: draw among the likeliest tokens that together have this probability; 1: all
-    top_p: float = 1.0
     #: another seed draws another text
     seed: int = 0
-    #: keep the head or the tail of a prompt that is longer than the model's context
+    #: keep the head or the tail of a prompt that, with the answer, is longer than the model's context
     truncate: Truncate | None = None
-
-    @property
-    def sampling(self) -> Sampling:
-        """The rule that the three numbers describe."""
-        return Sampling(self.temperature, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True)
@@ -52,29 +50,32 @@ class Generation:
 
 
 def generate_text(
-    config: GenerateTextConfig, model: LoadedModel, engine: Engine, on_text: Callable[[str], None] | None = None
+    config: GenerateTextConfig,
+    model: LoadedModel,
+    engine: Engine,
+    sampling: Sampling = Sampling(),  # noqa: B008
+    on_text: Callable[[str], None] | None = None,
 ) -> Generation:
     """Continue `config.prompt`; `on_text` receives pieces of the text as they are generated.
 
     Raises:
-        UserError: an empty prompt, one that is too long and not to be truncated, a model without tokenizer, or a
-            sampling number out of range.
+        UserError: an empty prompt, one that is too long and not to be truncated, or a model without tokenizer.
     """
-    tokenizer, sampling, limit = require_tokenizer(model), config.sampling, model.config.max_context
+    tokenizer, room = require_tokenizer(model), prompt_room(model, config.max_new_tokens)
     if not config.prompt:
         raise UserError("the prompt is empty")
-    if config.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {config.max_new_tokens} must be positive")
     ids = prompts.encode(tokenizer, config.prompt)
-    if len(ids) > limit:
+    if len(ids) > room:
         if config.truncate is None:
-            raise too_long(f"the prompt is {len(ids)} tokens long", model)
+            raise too_long("the prompt", len(ids), room, TRUNCATE)
         num_bos = 0 if tokenizer.bos_id is None else 1
-        kept = ids[num_bos:limit] if config.truncate == "head" else ids[num_bos - limit :]
+        kept = ids[num_bos:room] if config.truncate == "head" else ids[len(ids) - room + num_bos :]
         ids = ids[:num_bos] + kept
     stream = None if on_text is None else TextStream(tokenizer, on_text)
     state = engine.start([ids], engine.slots(len(ids)) + config.max_new_tokens)
-    (tokens,), state = engine.decode(state, config.max_new_tokens, sampling, stop_ids(model), config.seed, stream)
+    (tokens,), state = engine.decode(
+        state, config.max_new_tokens, sampling, prompts.stop_ids(tokenizer), config.seed, stream
+    )
     if stream is not None:
         stream.end()
     return Generation(tokenizer.decode(tokens), len(ids), len(tokens), state.timings)
@@ -92,12 +93,6 @@ class ChatConfig:
     document: Path | None = None
     #: the most tokens of an answer
     max_new_tokens: int = 128
-    #: 0 takes the likeliest token each time; 1 draws from the model's distribution
-    temperature: float = 0.0
-    #: draw among this many likeliest tokens only; 0: all
-    top_k: int = 0
-    #: draw among the likeliest tokens that together have this probability; 1: all
-    top_p: float = 1.0
     #: another seed draws other answers
     seed: int = 0
     #: keep the head or the tail of a document that is longer than the model's context
@@ -108,14 +103,18 @@ class ChatConfig:
     json: bool = False
 
 
-def open_session(config: ChatConfig, model: LoadedModel, engine: Engine) -> tuple[Session, Reading | None]:
+def open_session(
+    config: ChatConfig,
+    model: LoadedModel,
+    engine: Engine,
+    sampling: Sampling = Sampling(),  # noqa: B008
+) -> tuple[Session, Reading | None]:
     """A session that has read `config.document`, if there is one.
 
     Raises:
         UserError: a document that cannot be read, is empty, or is too long and not to be truncated; a model without
-            tokenizer; a sampling number out of range.
+            tokenizer.
     """
-    sampling = Sampling(config.temperature, config.top_k, config.top_p)
     session = Session(model, engine, sampling, config.max_new_tokens, config.remember, config.seed)
     if config.json and config.question is None:
         raise UserError("--json prints the answer to one question: give a question")

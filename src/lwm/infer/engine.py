@@ -210,7 +210,7 @@ class Engine:
                 decode_tokens=timings.decode_tokens + sum(map(len, new)),
                 decode_seconds=state.timings.decode_seconds + time.perf_counter() - began,
             )
-            state = State(cache, lengths, logits, state.num_rows, replace(timings))
+            state = State(cache, lengths, logits, state.num_rows, timings)
             done = np.asarray(ended)
             if on_tokens is not None:
                 on_tokens(new)

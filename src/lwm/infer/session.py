@@ -1,8 +1,9 @@
-"""A document and questions about it, or a conversation: text in, text out, and nothing is read twice.
+"""A document and questions about it, or a conversation: text in, text out.
 
 A session keeps what the model has read. The next prompt is compared with it, and only the ids from the first
-difference on are read: a second question about a document costs the question's own tokens. Prompts are tokenized
-whole, so every answer is the one that the whole prompt would get by itself.
+difference on are read: a second question about a document costs the question's own tokens. (All is read again, into
+a larger cache, only when the room made for questions has run out.) Prompts are tokenized whole, so every answer is
+the one that the whole prompt would get by itself.
 """
 
 import time
@@ -24,6 +25,7 @@ from lwm.weights.store import LoadedModel, load_model
 
 #: which part of a text that is too long is kept
 Truncate = Literal["head", "tail"]
+TRUNCATE = "shorten it, or keep a part with --truncate head or tail"
 OnText = Callable[[str], None]
 
 #: room a document leaves for a question and the words around it
@@ -70,7 +72,7 @@ class Session:
     it. An answer never depends on what the session happens to have read already.
 
     Raises:
-        UserError: the model has no tokenizer.
+        UserError: the model has no tokenizer, or no room for such long answers.
     """
 
     model: LoadedModel
@@ -83,8 +85,8 @@ class Session:
 
     def __post_init__(self) -> None:
         self.tokenizer = require_tokenizer(self.model)
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {self.max_new_tokens} must be positive")
+        #: tokens of the longest prompt
+        self._room = prompt_room(self.model, self.max_new_tokens)
         self._document: str | None = None
         #: with `remember`, the last prompt and its answer
         self._last_turn: tuple[str, str] | None = None
@@ -103,12 +105,10 @@ class Session:
             raise UserError("the document is empty")
         began = time.perf_counter()
         document_tokens = len(self.tokenizer.encode(document))
-        room = self.model.config.max_context - self.max_new_tokens - QUESTION_TOKENS
+        room = max(0, self._room - QUESTION_TOKENS)
         if document_tokens > room:
             if truncate is None:
-                raise too_long(
-                    f"the document is {document_tokens} tokens long and there is room for {max(room, 0)}", self.model
-                )
+                raise too_long("the document", document_tokens, room, TRUNCATE)
             document = cut(self.tokenizer, document, room, truncate)
         self.forget()
         self._document = document
@@ -120,14 +120,16 @@ class Session:
         """Answer a question. `on_text` receives pieces of the answer as they are generated.
 
         Raises:
-            UserError: the question is empty, or the prompt is longer than the model's context.
+            UserError: the question is empty, or prompt and answer may be longer than the model's context.
         """
         if not question.strip():
             raise UserError("the question is empty")
         prompt = self._prompt(question)
         ids = prompts.encode(self.tokenizer, prompt)
-        if len(ids) > self.model.config.max_context:
-            raise too_long(f"the prompt is {len(ids)} tokens long", self.model)
+        if len(ids) > self._room:
+            if self._last_turn is not None:
+                raise too_long("the conversation", len(ids), self._room, "start a new one, or ask without --remember")
+            raise too_long("the prompt", len(ids), self._room, "shorten the question")
         # At least the last id is read, for it gives the scores of the first token of the answer.
         shared = min(_common_prefix(self._kept_ids, ids), len(ids) - 1)
         try:
@@ -171,7 +173,7 @@ class Session:
         stream = None if on_text is None else TextStream(self.tokenizer, on_text)
         began = time.perf_counter()
         (tokens,), self._newest = self.engine.decode(
-            state, self.max_new_tokens, self.sampling, stop_ids(self.model), self.seed, stream
+            state, self.max_new_tokens, self.sampling, prompts.stop_ids(self.tokenizer), self.seed, stream
         )
         if stream is not None:
             stream.end()
@@ -256,17 +258,25 @@ def require_tokenizer(model: LoadedModel) -> Tokenizer:
     return model.tokenizer
 
 
-def stop_ids(model: LoadedModel) -> tuple[int]:
-    """The id that ends an answer: the tokenizer's, else the one in the model's config."""
-    eos_id = None if model.tokenizer is None else model.tokenizer.eos_id
-    return (model.config.vocab.eos_id if eos_id is None else eos_id,)
+def prompt_room(model: LoadedModel, max_new_tokens: int) -> int:
+    """Tokens a prompt may have, so that with its answer it stays within the context the model was trained for.
 
-
-def too_long(what: str, model: LoadedModel) -> UserError:
-    """The refusal of a text that exceeds the context a model was trained for."""
+    Raises:
+        UserError: an answer of no tokens, or one that leaves no room.
+    """
     limit = model.config.max_context
+    if not 1 <= max_new_tokens < limit:
+        raise UserError(
+            f"--max-new-tokens {max_new_tokens} must be 1 to {limit - 1}: the model reads at most {limit} tokens, "
+            "its answer included"
+        )
+    return limit - max_new_tokens
+
+
+def too_long(what: str, num_tokens: int, room: int, remedy: str) -> UserError:
+    """The refusal of a text that does not fit."""
     return UserError(
-        f"{what}; the model reads at most {limit}: shorten it, or keep a part with --truncate head or tail"
+        f"{what} is {num_tokens} tokens long, and beside the answer the model has room for {room}: {remedy}"
     )
 
 
