@@ -83,7 +83,7 @@ class World:
 def training_world() -> World:
     """Known names and many more made-up ones."""
     rng = np.random.default_rng(0)
-    return World((*CITIES, *invent(1_000, rng)), (*PEOPLE, *invent(500, rng)), WORDS)
+    return World((*CITIES, *invent(30_000, rng)), (*PEOPLE, *invent(5_000, rng)), WORDS)
 
 
 def held_out_world() -> World:

@@ -122,6 +122,8 @@ class TaskSource:
         if len(corpus) <= max(config.lengths):
             raise UserError(f"the corpus has {len(corpus)} tokens, too few for records of {max(config.lengths)}")
         self._config, self._corpus, self._world = config, corpus, world
+        if tokenizer.bos_id is None or tokenizer.eos_id is None:
+            raise UserError("these records begin and end with special tokens, and the tokenizer lacks one of the two")
         self._bos, self._eos, self._encode = tokenizer.bos_id, tokenizer.eos_id, tokenizer.encode
         self._space = tokenizer.encode(" ")
         self._num_ids = tokenizer.size

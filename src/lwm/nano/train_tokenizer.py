@@ -4,12 +4,12 @@ Byte-level BPE of 2,048 pieces in which every digit is a piece of its own: a num
 no number is harder than another. Ids 0, 1, 2 are `<pad>`, `<s>` (begin) and `</s>` (end), where Llama has them.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from lwm.core.files import whole
 from lwm.nano.corpus import training_documents
 from lwm.nano.facts import prompts, sentences
 
@@ -49,9 +49,8 @@ def training_texts() -> Iterator[str]:
 def main() -> None:
     """Train and write the tokenizer."""
     TOKENIZER_FILE.parent.mkdir(exist_ok=True)
-    partial = TOKENIZER_FILE.with_suffix(".partial")
-    train_tokenizer(training_texts()).save(str(partial))
-    os.replace(partial, TOKENIZER_FILE)
+    with whole(TOKENIZER_FILE) as scratch:
+        train_tokenizer(training_texts()).save(str(scratch))
 
 
 if __name__ == "__main__":
