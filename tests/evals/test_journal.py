@@ -1,7 +1,7 @@
 import pytest
 
 from lwm.core.errors import UserError
-from lwm.evals.journal import Journal, write_file, write_json
+from lwm.evals.journal import Journal
 
 SETTINGS = {"model": "nano", "rounds": 3}
 
@@ -41,11 +41,3 @@ def test_a_directory_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config\.json does not describe an evaluation"):
         Journal.open(tmp_path, SETTINGS)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    write_file(tmp_path / "a", b"old")
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a", object())
-    assert (tmp_path / "a").read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]

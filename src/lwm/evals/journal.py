@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.core.errors import UserError
+from lwm.core.files import write_json
 
 Row = dict[str, Any]
 
@@ -64,21 +65,6 @@ class Journal:
             written = path.read_bytes()
             if not written.endswith(b"\n"):
                 os.truncate(path, written.rfind(b"\n") + 1)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write readable JSON under a temporary name, then rename it: the file is whole or not there."""
-    write_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(content)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _read_settings(path: Path) -> Row | None:

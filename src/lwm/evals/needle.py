@@ -13,9 +13,10 @@ from itertools import groupby, product
 from pathlib import Path
 
 from lwm.core.errors import UserError
+from lwm.core.files import write_file, write_json
 from lwm.data.tokenizer import Tokenizer
 from lwm.evals.haystack import Haystack, read_haystack
-from lwm.evals.journal import Journal, Row, write_file, write_json
+from lwm.evals.journal import Journal, Row
 from lwm.evals.lengths import parse_lengths
 from lwm.evals.needle_report import NeedleReport
 from lwm.evals.score import fraction_found

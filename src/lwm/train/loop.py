@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from lwm.core import params as declared
 from lwm.core.errors import UserError
+from lwm.core.files import write_json
 from lwm.core.mesh import make_mesh
 from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.loader import merge_states
@@ -31,8 +32,18 @@ from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
 from lwm.train.checkpoint import Checkpoints, gather_json, require_same_shapes, shapes_by_name
 from lwm.train.feed import Fed, Feed
-from lwm.train.metrics import JsonLines, Meter, Screen, Sink, Sinks, TensorBoard, WeightsAndBiases, import_wandb
-from lwm.train.run import Run, open_directory, require_directory, require_runnable, saved_steps, write_json
+from lwm.train.metrics import (
+    JsonLines,
+    Meter,
+    Screen,
+    Sink,
+    Sinks,
+    TensorBoard,
+    WeightsAndBiases,
+    as_json,
+    import_wandb,
+)
+from lwm.train.run import Run, open_directory, require_directory, require_runnable, saved_steps
 from lwm.train.step import Metrics, TrainState, abstract_state, init_state, make_eval_step, make_train_step, summarize
 from lwm.weights.store import load_model, save_model
 
@@ -238,7 +249,7 @@ def report_not_finite(run: Run, step: int, values: Values, fed: Fed) -> str:
     record_ids = functools.reduce(operator.or_, gather_json(fed.record_ids))
     path = run.out / "bad_batch.json"
     if jax.process_index() == 0:
-        write_json(path, {"step": step, **values, "record_ids": record_ids})
+        write_json(path, {"step": step, **as_json(values), "record_ids": record_ids})
     return (
         f"step {step}: the loss is {values['loss']:.6g}, its gradient's norm {values['gradient_norm']:.6g}; the step "
         f"was not taken. The records of its batch are in {path}: mend them, or lower the learning rate and --resume"

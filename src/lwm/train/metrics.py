@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from lwm.core.errors import UserError
+from lwm.core.files import write_file
 
 METRICS = "metrics.jsonl"
 
@@ -94,17 +94,19 @@ class JsonLines:
         path = directory / METRICS
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
-            scratch = path.with_suffix(".tmp")
-            scratch.write_text("".join(line + "\n" for line in kept))
-            os.replace(scratch, path)
+            write_file(path, "".join(line + "\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        self._file.write(json.dumps({"step": step} | finite) + "\n")
+        self._file.write(json.dumps({"step": step} | as_json(values)) + "\n")
 
     def close(self) -> None:
         self._file.close()
+
+
+def as_json(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Numbers that JSON does not know become null."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _step_of(line: str) -> float:

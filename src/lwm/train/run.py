@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import jax
 
 from lwm.core.errors import UserError
+from lwm.core.files import write_json
 from lwm.core.layout import Layout, order
 from lwm.core.mesh import MeshShape, axis_size
 from lwm.data.examples import ExampleSource, ExampleStream
@@ -138,7 +137,7 @@ def require_directory(run: Run, resume: bool) -> None:
     if resume and not saved:
         raise UserError(f"{run.out} holds no checkpoint to resume from: leave --resume out")
     if resume and (run.out / CONFIG).exists():
-        require_same_run(run, json.loads((run.out / CONFIG).read_text()))
+        require_same_run(run, json.loads((run.out / CONFIG).read_text(encoding="utf-8")))
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -173,14 +172,3 @@ def open_directory(run: Run) -> None:
             write_json(run.out / CONFIG, run.to_json())
     except OSError as error:
         raise UserError(f"cannot write to the run's directory {run.out}: {error.strerror or error}") from None
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file that is either whole or absent; numbers JSON does not know become null."""
-    known = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        file.write(json.dumps(known, indent=2) + "\n")
-    os.replace(scratch, path)

@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lwm.core.errors import UserError
+from lwm.core.files import write_json
 from lwm.core.params import abstract, shardings
 from lwm.data.tokenizer import SPECIAL_TOKEN_FILES, TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lwm.model.config import ModelConfig
@@ -113,10 +114,10 @@ def _write(directory: Path, config: ModelConfig, params: Transformer, tokenizer:
         save_file({name: np.asarray(leaf).astype(dtype, order="C") for name, leaf in tensors.items()}, directory / file)
     if len(shards) > 1:
         weight_map = {name: file for file, tensors in shards.items() for name in tensors}
-        _write_json(directory / INDEX, {"metadata": {}, "weight_map": weight_map})
+        write_json(directory / INDEX, {"metadata": {}, "weight_map": weight_map})
     if tokenizer is not None:
         _copy_tokenizer(tokenizer, directory)
-    _write_json(directory / CONFIG, {"model_type": MODEL_TYPE, **config.to_json()})
+    write_json(directory / CONFIG, {"model_type": MODEL_TYPE, **config.to_json()})
 
 
 def _copy_tokenizer(file: Path, directory: Path) -> None:
@@ -151,10 +152,6 @@ def _replace(directory: Path, written: Path) -> None:
         path.unlink()
     for path in sorted(written.iterdir(), key=lambda path: path.name == CONFIG):
         os.replace(path, directory / path.name)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def load_model(name_or_directory: str | Path, mesh: Mesh, dtype: str = "float32") -> LoadedModel:
@@ -204,7 +201,7 @@ def _read_config(directory: Path) -> ModelConfig:
 
 def _read_json(path: Path, when_missing: str) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{when_missing}: it has no {path.name}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
