@@ -57,7 +57,7 @@ def tiny() -> Run:
 def nano_text() -> Run:
     """The embedded model goes on learning from your own texts or records, minutes on a laptop.
 
-    lwm train nano-text --data.path records.jsonl --data.fields '[question],answer'
+    lwm train nano-text --data.path records.jsonl --data.fields '[prompt],answer'
 
     The loss on your records falls; keep some of them apart with --held-out-path to see what that is worth.
     """
