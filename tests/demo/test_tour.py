@@ -1,3 +1,4 @@
+import io
 import json
 from dataclasses import replace
 
@@ -5,15 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.core.params import init
 from lwm.core.vocab import Vocab
+from lwm.data.tokenizer import load_tokenizer
 from lwm.demo import DemoConfig, run_demo
-from lwm.demo.conversation import _facts
+from lwm.demo.conversation import Conversation, Turn, _facts
 from lwm.demo.machine import compile_clock
-from lwm.infer.prompts import NEEDLE_CITIES
+from lwm.demo.tour import NEEDLE_ANSWER_TOKENS, DemoReport
+from lwm.evals.needle_report import NeedleReport
+from lwm.infer.prompts import NEEDLE_CITIES, needle
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
 from lwm.nano.facts import training_world
@@ -73,6 +78,23 @@ def test_the_tour_of_a_model_that_knows_nothing(directory, tmp_path):
     assert report.conversation.prefill_rate > 0 and report.conversation.decode_rate > 0
     assert told[0][2].startswith("loading") and told[-1][2] == "asking about one document"
     assert "It found 0% of needles up to 1K." in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_the_model_said_is_shown_to_the_letter():
+    turn = Turn("Who is [bold]?", "nobody [/x]", ("1",), 0)
+    spoken = Conversation("turtle", 1000, "", "", (turn,), 1.0, 1.0)
+    row = {"context_length": 1024, "depth_percent": 0, "correct": True, "fraction_found": 1.0}
+    about = {"model": "models/[/x]", "needles": 1, "retrieve": 1, "max_context": 1024, "haystack_tokens": 5000}
+    console = Console(file=io.StringIO(), width=100)
+    console.print(*DemoReport(NeedleReport([row], about), spoken, {}).renderables())
+    shown = console.file.getvalue()
+    assert "models/[/x]" in shown and "Who is [bold]?" in shown and "nobody [/x]" in shown
+
+
+def test_a_needles_sentence_fits_into_the_answer():
+    tokenizer = load_tokenizer(TOKENIZER_FILE)
+    longest = max(len(tokenizer.encode(needle(city, "1234567"))) for city in NEEDLE_CITIES)
+    assert longest < NEEDLE_ANSWER_TOKENS
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path):

@@ -37,7 +37,7 @@ class CheckConfig(RecordData):
 
     #: a JSONL, text or Parquet file, a directory or a pattern, or (format "datasets") a dataset's name or directory
     path: Positional[str]
-    #: every malformed record is shown
+    #: all malformed records are counted
     max_bad_records: Suppress[int] = 0
     #: a stream has no end to wait for
     streaming: Suppress[Literal[False]] = False
