@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from lwm.core.errors import UserError
-from lwm.data import sources
+from lwm.data import recent, sources
 from lwm.data.sources import BadRecordError, index_lines, open_records, stream_records
 
 ROWS = [{"text": f"row {number}", "number": number} for number in range(23)]
@@ -113,7 +113,7 @@ def test_row_groups_of_all_files_share_one_bounded_memory(tmp_path, monkeypatch)
     reads = []
     read = parquet.ParquetFile.read_row_group
     monkeypatch.setattr(parquet.ParquetFile, "read_row_group", lambda *args, **kw: reads.append(1) or read(*args, **kw))
-    monkeypatch.setattr(sources, "CACHED_BYTES", 25_000)  # two row groups
+    monkeypatch.setattr(recent, "CACHED_BYTES", 25_000)  # two row groups
     source = open_records(str(tmp_path))
     for index, expected in ((0, 1), (45, 2), (1, 2), (49, 2), (60, 3), (2, 4), (61, 4)):
         assert source[index].values == rows[0]

@@ -9,7 +9,7 @@ import glob
 import itertools
 import json
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from lwm.core.errors import UserError
+from lwm.data.recent import Recent
 
 Format = Literal["jsonl", "text", "parquet", "datasets"]
 #: "auto" goes by the suffix of the files and never uses the network
@@ -33,8 +34,6 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
 #: What marks a directory written by `datasets`' save_to_disk.
 SAVED_DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
 
-#: Parquet row groups kept in memory, those of all files of a source together; a group is what one read brings in.
-CACHED_BYTES = 512 * 1024 * 1024
 SCAN_BLOCK_BYTES = 16 * 1024 * 1024
 
 
@@ -154,25 +153,6 @@ class TextFiles:
             return Record(str(file), {"text": file.read_text(encoding="utf-8")})
         except (UnicodeDecodeError, OSError) as error:
             raise BadRecordError(str(file), f"not readable as UTF-8 text: {error}") from None
-
-
-class Recent:
-    """What was made last, by key, up to `CACHED_BYTES` of it, but always the very last."""
-
-    def __init__(self) -> None:
-        self._tables: dict[Hashable, Any] = {}
-        self._bytes = 0
-
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The Arrow table of that key, made if it is not here."""
-        table = self._tables.pop(key, None)
-        if table is None:
-            table = make()
-            self._bytes += table.nbytes
-            while self._tables and self._bytes > CACHED_BYTES:
-                self._bytes -= self._tables.pop(next(iter(self._tables))).nbytes
-        self._tables[key] = table  # in order of use
-        return table
 
 
 class ParquetRows:
