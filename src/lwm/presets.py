@@ -61,11 +61,11 @@ def nano_text() -> Run:
 
     The loss on your records falls; keep some of them apart with --held-out-path to see what that is worth.
     """
-    from lwm.nano.recipe import nano_16k  # noqa: PLC0415
+    from lwm.nano.recipe import STAGES  # noqa: PLC0415
 
     return Run(
         name="nano-text",
-        model=nano_16k().model,
+        model=list(STAGES.values())[-1]().model,
         data=RecordData(path=""),
         tokenizer=str(resources.files("lwm").joinpath("nano", "weights")),
         steps=200,
