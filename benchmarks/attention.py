@@ -7,17 +7,14 @@ five more backward. Each round runs every rival once, in turn; figures are media
 """
 
 import argparse
-import datetime
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from saving import HARDWARE, save
 
 from lwm.attention import AttentionConfig, AttentionMask, blockwise
 
@@ -112,7 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     lines = [
         f"Causal attention, float32, [1, S, {options.heads}, {options.width}], tiles of {options.query_block} x "
-        f"{options.key_block}, jax {jax.__version__}, {os.cpu_count()} x {platform.machine()}, "
+        f"{options.key_block}, jax {jax.__version__}, {HARDWARE}, "
         f"medians of {options.rounds}.",
         "",
         "| S | what | who | seconds | useful GFLOP/s | seconds / ours |",
@@ -125,11 +122,7 @@ def main() -> None:
         lines += (found := rows(length, options))
         print("\n".join(found), flush=True)
     if options.save:
-        name = f"attention_{os.cpu_count()}x{platform.machine()}_{datetime.date.today()}.md"
-        path = Path(__file__).parent / "results" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
-        print(f"saved {path}")
+        save("attention", lines)
 
 
 if __name__ == "__main__":

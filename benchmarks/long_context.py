@@ -1,6 +1,6 @@
 """How much memory one long sequence takes on one device: peak resident memory against its length.
 
-    python benchmarks/long_context.py
+    python benchmarks/long_context.py [--save]
 
 Each line is a process of its own, so that its peak is its own: the nano model's forward pass to hidden states and
 last logits (to 131,072 tokens), and one AdamW training step (to 32,768). Doubling the tokens should less than double
@@ -13,6 +13,8 @@ import resource
 import subprocess
 import sys
 import time
+
+from saving import HARDWARE, save
 
 FORWARD = (32_768, 65_536, 131_072)
 TRAINING = (8192, 16_384, 32_768)
@@ -56,29 +58,41 @@ def measure(kind: str, num_tokens: int) -> None:
     print(f"{seconds:.2f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
 
 
+def measured(kind: str, num_tokens: int) -> tuple[float, float]:
+    """Seconds and peak MiB, from a process of its own."""
+    command = [sys.executable, __file__, "--child", kind.split(maxsplit=1)[0], str(num_tokens)]
+    seconds, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return float(seconds), float(peak)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", nargs=2, metavar=("KIND", "TOKENS"), help=argparse.SUPPRESS)
-    child = parser.parse_args().child
-    if child:
-        measure(child[0], int(child[1]))
-        return
-    print(
-        "| what | tokens | seconds | tokens/s | peak MiB | peak to that of half the tokens |\n|---|---|---|---|---|---|"
+    parser.add_argument(
+        "--save", action="store_true", help="write results/long_context_<hardware>_<date>.md"
     )
+    options = parser.parse_args()
+    if options.child:
+        measure(options.child[0], int(options.child[1]))
+        return
+    lines = [
+        f"The nano model, one sequence on one device, fp32, {HARDWARE}.",
+        "",
+        "| what | tokens | seconds | tokens/s | peak MiB | peak to that of half the tokens |",
+        "|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines))
     for kind, lengths in (("forward", FORWARD), ("training step", TRAINING)):
-        previous = None
+        before = None
         for num_tokens in lengths:
-            command = [sys.executable, __file__, "--child", kind.split()[0], str(num_tokens)]
-            seconds, peak = map(
-                float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            )
-            ratio = f"{peak / previous:.2f}" if previous else ""
-            print(
-                f"| {kind} | {num_tokens:,} | {seconds:.1f} | {num_tokens / seconds:,.0f} | {peak:,.0f} | {ratio} |",
-                flush=True,
-            )
-            previous = peak
+            seconds, peak = measured(kind, num_tokens)
+            ratio = f"{peak / before:.2f}" if before else ""
+            speed = num_tokens / seconds
+            lines.append(f"| {kind} | {num_tokens:,} | {seconds:.1f} | {speed:,.0f} | {peak:,.0f} | {ratio} |")
+            print(lines[-1], flush=True)
+            before = peak
+    if options.save:
+        save("long_context", lines)
 
 
 if __name__ == "__main__":

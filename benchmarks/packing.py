@@ -7,17 +7,14 @@ segments and positions. Speed counts tokens that are not padding; figures are me
 """
 
 import argparse
-import datetime
 import itertools
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grain
 import numpy as np
+from saving import HARDWARE, save
 
 from lwm.data.examples import Example
 from lwm.data.loader import Loader
@@ -107,7 +104,7 @@ def main() -> None:
             found[name].append(measure(rival, documents, options.rows))
     lines = [
         f"Documents of 1..{LONGEST} tokens into rows of {SEQ_LEN}, {options.rows} rows, grain {grain.__version__}, "
-        f"{os.cpu_count()} x {platform.machine()}, medians of {options.rounds}.",
+        f"{HARDWARE}, medians of {options.rounds}.",
         "",
         "| who | Mtok/s | full | ours / theirs in speed |",
         "|---|---|---|---|",
@@ -119,11 +116,7 @@ def main() -> None:
         lines.append(f"| {name} | {speed / 1e6:.1f} | {full:.1%} | {default / speed:.2f} |")
     print("\n".join(lines))
     if options.save:
-        name = f"packing_{os.cpu_count()}x{platform.machine()}_{datetime.date.today()}.md"
-        path = Path(__file__).parent / "results" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
-        print(f"saved {path}")
+        save("packing", lines)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_an_unfinished_line_is_answered_with_what_may_follow(
         (["train", "tiny", "--mesh", "pp=2"], "'pp=2'"),
         (["train", "tiny", "--steps", "0"], "steps must be at least 1"),
         (["train", "tiny", "--cpu-devices", "0"], "--cpu-devices 0"),
-        (["train", "nano-128", "--held-out-path", "record.jsonl"], "nano-128 makes its own"),
+        (["train", "nano-256", "--held-out-path", "record.jsonl"], "nano-256 makes its own"),
         (["train", "tiny", "--data.path", "absent.jsonl", "--out", "made"], "absent.jsonl"),
         (["train", "tiny", "--data.path", "empty.jsonl", "--out", "made"], "empty.jsonl"),
         (["train", "tiny", "--data.path", "record.jsonl", "--data.fields", "body", "--out", "made"], "'body'"),

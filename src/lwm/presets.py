@@ -15,6 +15,7 @@ from lwm.data.examples import RecordData
 from lwm.model.config import SIZES, ModelConfig, lengthen
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
+from lwm.weights.store import read_config
 
 Preset = Callable[[], Run]
 
@@ -61,11 +62,9 @@ def nano_text() -> Run:
 
     The loss on your records falls; keep some of them apart with --held-out-path to see what that is worth.
     """
-    from lwm.nano.recipe import STAGES  # noqa: PLC0415
-
     return Run(
         name="nano-text",
-        model=list(STAGES.values())[-1]().model,
+        model=read_config("nano"),
         data=RecordData(path=""),
         tokenizer=str(resources.files("lwm").joinpath("nano", "weights")),
         steps=200,

@@ -5,16 +5,15 @@ import pytest
 from lwm.core.params import count
 from lwm.data.tokenizer import load_tokenizer
 from lwm.model.transformer import declare
-from lwm.nano.recipe import STAGES
+from lwm.nano.recipe import RUNS, STAGES
 
 
-def test_stages_never_shrink_and_each_starts_from_the_one_before():
+def test_each_stage_starts_from_the_one_before_and_the_rotary_base_only_rises():
     runs = [stage() for stage in STAGES.values()]
     assert [run.name for run in runs] == list(STAGES)
-    assert runs[0].init_from is None
+    assert runs[0].init_from == str(RUNS / "nano-start")
     for before, run in pairwise(runs):
         assert run.init_from == str(before.out)
-        assert run.seq_len >= before.seq_len
         assert run.model.rope_theta >= before.model.rope_theta
 
 

@@ -50,10 +50,8 @@ def test_a_record_is_a_function_of_seed_and_index(open_source):
     assert any(first[index].tokens.tolist() != other[index].tokens.tolist() for index in range(30))
 
 
-@pytest.mark.parametrize("bare", [False, True])
-def test_learned_answers_are_those_of_the_document(open_source, tokenizer, bare):
-    source = open_source(replace(FACTS, line_questions=0.0, bare_answers=bare))
-    said = "" if bare else r"The special magic \S+ number is: "
+def test_learned_answers_are_those_of_the_document(open_source, tokenizer):
+    source = open_source(replace(FACTS, line_questions=0.0))
     asked = 0
     for index in range(40):
         example = source[index]
@@ -64,11 +62,21 @@ def test_learned_answers_are_those_of_the_document(open_source, tokenizer, bare)
         numbers = re.findall(r"\d{7}", learned)
         assert set(numbers) <= set(stated.values())
         for city, number in re.findall(
-            rf"magic (?:number for )?(\S+?)(?: number)?\?[^?]*? ASSISTANT: +{said}(\d{{7}})", text
+            r"magic (?:number for )?([\w ]+?)(?: number)?\?[^?]*? ASSISTANT: +The special magic \1 number is: (\d{7})",
+            text,
         ):
             assert stated[city] == number
             asked += 1
     assert asked > 40
+
+
+def test_random_quotes_are_made_of_many_tokens_or_of_ten(open_source):
+    def sizes(few_symbols):
+        source = open_source(TaskData((1024,), facts=0.0, quotes=1.0, few_symbols=few_symbols))
+        return [len(np.unique(source[index].tokens)) for index in range(60)]
+
+    assert min(sizes(0.0)) > 11
+    assert sum(size <= 11 for size in sizes(1.0)) > 20  # the ten and the begin token; the others quote real text
 
 
 def test_lines_to_complete_are_lines_of_the_corpus(open_source, tokenizer, corpus):
@@ -105,14 +113,16 @@ def test_wordings_are_those_of_the_needle_tests():
     assert all(text in several for text in asked_of_several)
     assert answer([fact]) == "The special magic New York number is: 1234567"
     assert answer([fact, other]) == f"{answer([fact])} {answer([other])}"
-    assert answer([fact], bare=True) == "1234567"
-    assert answer([fact, other], bare=True) == "New York: 1234567, Rome: 7654321"
 
 
 def test_held_out_names_are_never_planted_in_training():
     trained, held_out = training_world(), held_out_world()
     for names in ("cities", "people", "words"):
         assert not set(getattr(trained, names)) & set(getattr(held_out, names))
+    rng = np.random.default_rng(0)
+    planted = {fact.key for _ in range(2000) for fact in trained.facts(4, 0.3, rng)}
+    assert not planted & {*held_out.cities, *held_out.people}
+    assert len(planted) > 6000  # names are made up on the spot
 
 
 def test_what_cannot_be_generated_is_refused(open_source):

@@ -1,9 +1,9 @@
 """Exact attention in tiles with an online softmax: memory linear in T and S, and a backward that keeps no tile.
 
-Milakov & Gimelshein 2018 (online softmax); Rabe & Staats 2021; Dao et al. 2022 and 2023 (FlashAttention 1 and 2, the
-backward from log-sum-exp). Matrices stay in the model's dtype, sums and statistics are float32. The query heads of one
-key-value head are folded into the rows of a tile, so that grouped queries cost no copy of keys. Tiles that
-`lwm.attention.tiles` finds empty are never visited, and the mask is read only where a tile is partly seen.
+Dao et al. 2022 and 2023 (FlashAttention 1 and 2, the backward from log-sum-exp). Matrices stay in the model's dtype,
+sums and statistics are float32. The query heads of one key-value head are folded into the rows of a tile, so that
+grouped queries cost no copy of keys. Tiles that `lwm.attention.tiles` finds empty are never visited, and the mask is
+read only where a tile is partly seen.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from lwm.attention import tiles
 from lwm.attention.config import KEPT, AttentionConfig
 from lwm.attention.mask import AttentionMask, visible
 from lwm.attention.merge import NOTHING
+from lwm.attention.online_softmax import Running, add_keys, begin, finish
 
 Output = tuple[Float[Array, "B T H h"], Float[Array, "B T H"]]
 Gradients = tuple[Float[Array, "B T H h"], Float[Array, "B S K h"], Float[Array, "B S K h"]]
@@ -74,25 +75,14 @@ def forward(
         rows, mine = _read(q, start, queries.size, num_kv_heads), queries.one(block)
         visits = tiles.visits(mine, keys)
 
-        def tile(visit: Array, state: tuple, *, whole: bool) -> tuple:
-            total, weight, highest = state
+        def tile(visit: Array, state: Running, *, whole: bool) -> Running:
             other, start = visits.order[visit], _start(visits.order[visit], keys.size, k.shape[1])
             scores = _scores(rows, _read(k, start, keys.size, num_kv_heads), None if whole else (mine, keys.one(other)))
-            new_highest = jnp.maximum(highest, scores.max(-1, keepdims=True))
-            weights, shrink = jnp.exp(scores - new_highest), jnp.exp(highest - new_highest)
-            values = _read(v, start, keys.size, num_kv_heads)
-            total = total * shrink + _matmul("BKTS,BKSh->BKTh", weights.astype(v.dtype), values)
-            return total, weight * shrink + weights.sum(-1, keepdims=True), new_highest
+            return add_keys(state, scores, _read(v, start, keys.size, num_kv_heads))
 
-        column = jnp.zeros_like(rows[..., :1], jnp.float32)
-        state = jnp.zeros_like(rows, jnp.float32), column, column + NOTHING
-        total, weight, highest = _visit(visits, tile, state)
-        seen = weight > 0
-        weight = jnp.where(seen, weight, 1.0)
+        done, sums = finish(_visit(visits, tile, begin(rows)))
         out, log_sum_exp = result
-        out = _update(out, total / weight, start, jnp.add)
-        log_sum_exp = _update(log_sum_exp, jnp.where(seen, highest + jnp.log(weight), NOTHING), start, jnp.maximum)
-        return out, log_sum_exp
+        return _update(out, done, start, jnp.add), _update(log_sum_exp, sums, start, jnp.maximum)
 
     result = jnp.zeros_like(q, jnp.float32), jnp.full((*q.shape[:3], 1), NOTHING)
     out, log_sum_exp = lax.fori_loop(0, queries.num_blocks, query_block, result)

@@ -24,7 +24,8 @@ from lwm.attention import reference
 from lwm.attention.config import AttentionConfig
 from lwm.attention.kernels import KERNELS
 from lwm.attention.mask import AttentionMask
-from lwm.attention.merge import NOTHING
+from lwm.attention.merge import merge_devices
+from lwm.attention.online_softmax import Running, add_keys, begin, finish
 from lwm.core.mesh import SEQUENCE_AXIS, axis_size, spec, splittable
 
 #: slots that one generated token attends to at a time
@@ -117,7 +118,7 @@ def _append_and_attend(
     )
     if single:
         result = _attend_one(query, keys, values, layer, row + 1, AttentionMask(*marks))
-        return _merge(*result, shards, split=False).astype(query.dtype), keys, values
+        return merge_devices(*result, split=False).astype(query.dtype), keys, values
     queries = (query, *marks[:2])
     if shards > 1:
         queries = tuple(jax.lax.all_gather(x, SEQUENCE_AXIS, axis=1, tiled=True) for x in queries)
@@ -130,7 +131,7 @@ def _append_and_attend(
     )
     mask = AttentionMask(*queries[1:], *marks[2:])
     out, log_sum_exp = attend(queries[0], own_keys, own_values, mask)
-    return _merge(out, log_sum_exp, shards, split=True).astype(query.dtype), keys, values
+    return merge_devices(out, log_sum_exp, split=True).astype(query.dtype), keys, values
 
 
 def _write(buffer: Array, new: Array, corner: tuple, start: Array, single: bool) -> Array:
@@ -160,38 +161,14 @@ def _attend_one(
     block = math.gcd(rows, _BLOCK)
     grouped = query.reshape(batch, num_kv_heads, num_heads // num_kv_heads, width)
 
-    def step(index: Array, state: tuple) -> tuple:
-        total, weight, highest = state
+    def step(index: Array, state: Running) -> Running:
         corner, shape = (layer, 0, 0, index * block, 0), (1, batch, num_kv_heads, block, width)
         key, value = (jax.lax.dynamic_slice(cache, corner, shape)[0].astype(query.dtype) for cache in (keys, values))
         slots = (jax.lax.dynamic_slice_in_dim(marks, index * block, block, axis=1) for marks in mask[2:])
         seen = AttentionMask(*mask[:2], *slots).dense()[:, :, None]
         scores = jnp.einsum("BKGh,BKSh->BKGS", grouped, key, preferred_element_type=jnp.float32) * width**-0.5
         scores = jnp.where(seen, scores, -jnp.inf)
-        new_highest = jnp.maximum(highest, scores.max(axis=-1, keepdims=True))
-        weights, shrink = jnp.exp(scores - new_highest), jnp.exp(highest - new_highest)
-        more = jnp.einsum("BKGS,BKSh->BKGh", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-        return total * shrink + more, weight * shrink + weights.sum(axis=-1, keepdims=True), new_highest
+        return add_keys(state, scores, value)
 
-    zeros = jnp.zeros_like(grouped, jnp.float32)
-    state = (zeros, zeros[..., :1], jnp.full_like(zeros[..., :1], NOTHING))
-    total, weight, highest = jax.lax.fori_loop(0, (rows_used + block - 1) // block, step, state)
-    seen = weight > 0
-    weight = jnp.where(seen, weight, 1.0)
-    log_sum_exp = jnp.where(seen, highest + jnp.log(weight), NOTHING)
-    return (total / weight).reshape(query.shape), log_sum_exp.reshape(batch, 1, num_heads)
-
-
-def _merge(
-    out: Float[Array, "B T H h"], log_sum_exp: Float[Array, "B T H"], shards: int, split: bool
-) -> Float[Array, "B T_local H h"]:
-    """Attention over the slots of all devices from each device's own; `split`: each device keeps its own queries."""
-    if shards == 1:
-        return out
-    share = jnp.exp(log_sum_exp - jax.lax.pmax(log_sum_exp, SEQUENCE_AXIS))[..., None]
-    parts = (out.astype(jnp.float32) * share, share)
-    if split:
-        total, weight = (jax.lax.psum_scatter(x, SEQUENCE_AXIS, scatter_dimension=1, tiled=True) for x in parts)
-    else:
-        total, weight = jax.lax.psum(parts, SEQUENCE_AXIS)
-    return total / weight
+    out, log_sum_exp = finish(jax.lax.fori_loop(0, (rows_used + block - 1) // block, step, begin(grouped)))
+    return out.reshape(query.shape), log_sum_exp.reshape(batch, 1, num_heads)

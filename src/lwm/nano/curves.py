@@ -1,6 +1,6 @@
 """Keep and draw how the stages went: `python -m lwm.nano.curves` reads runs/nano-* and writes into docs/nano/.
 
-metrics_nano-128.jsonl ...    every held-out evaluation, and the training loss thinned to some hundred rows
+metrics_nano-256.jsonl ...    every held-out evaluation, and the training loss thinned to some hundred rows
 curve.png                     loss and held-out accuracy over the tokens seen
 """
 

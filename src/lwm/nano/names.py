@@ -1,9 +1,8 @@
 """Cities, first names and made-up names for planted facts, with those that training never sees.
 
-A model that had only met these cities would remember them; one that also meets made-up names must learn to compare.
+A model that had only met these cities would remember them. Nearly all names it meets are therefore made up, each on the
+spot and never again, so that it can only copy and compare.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -56,9 +55,12 @@ _SYLLABLES = [onset + vowel for onset in _ONSETS for vowel in "aeiou"]
 _ENDINGS = ("", "n", "l", "r", "s", "th", "ville", "burg", "ford", "stad")
 
 
-def invent(count: int, rng: np.random.Generator) -> Sequence[str]:
-    """`count` capitalised names that no map knows, such as `Bravilo` or `Stemuth`."""
-    stems = rng.choice(_SYLLABLES, (count, 3))
-    lengths, endings = rng.integers(2, 4, count), rng.choice(_ENDINGS, count)
-    parts = zip(stems, lengths, endings, strict=True)
-    return ["".join([*stem[:length], ending]).capitalize() for stem, length, ending in parts]
+def invent(rng: np.random.Generator) -> str:
+    """A capitalised name that no map knows, such as `Bravilo` or, one in eight times, of two words: `Stemuth Kra`."""
+    words = 2 if rng.random() < 1 / 8 else 1
+    return " ".join(_word(rng) for _ in range(words))
+
+
+def _word(rng: np.random.Generator) -> str:
+    stem = (_SYLLABLES[which] for which in rng.integers(len(_SYLLABLES), size=rng.integers(2, 4)))
+    return "".join([*stem, _ENDINGS[rng.integers(len(_ENDINGS))]]).capitalize()

@@ -4,7 +4,7 @@
     quotes  real text or random tokens, then the same or passages of it again; how they go on is learned
     text    real text, learned lightly
 
-Copying forms on quotes first; finding facts then snaps in on top of it.
+Quotes keep copying general, whatever is copied; finding facts builds on it.
 """
 
 from collections.abc import Sequence
@@ -57,6 +57,9 @@ class TaskData:
     facts: float = 0.6
     quotes: float = 0.4
     text: float = 0.0
+    #: of the quotes of random tokens, the part made of ten different ones, as numbers are: one or two tokens back do
+    #: not tell where such a quote goes on
+    few_symbols: float = 0.0
     #: of the planted facts, the part that are not magic numbers
     other_facts: float = 0.0
     #: of the questions, the part that ask to complete a line of the document
@@ -65,8 +68,6 @@ class TaskData:
     requests: float = 0.0
     max_facts: int = 3
     max_questions: int = 4
-    #: answer with values alone, not with the sentences that state them
-    bare_answers: bool = False
     split: Literal["training", "held_out"] = "training"
     seed: int = 0
     #: records before the source ends and begins again
@@ -127,6 +128,7 @@ class TaskSource:
         self._bos, self._eos, self._encode = tokenizer.bos_id, tokenizer.eos_id, tokenizer.encode
         self._space = tokenizer.encode(" ")
         self._num_ids = tokenizer.size
+        self._digits = np.array([tokenizer.encode(digit)[-1] for digit in "0123456789"], np.int32)
         self._ends_line = np.array(["\n" in tokenizer.decode([id]) for id in range(tokenizer.size)])
         self._length_shares = _normalized(config.length_shares)
         self._builders = {"facts": self._facts, "quotes": self._quotes, "text": self._text}
@@ -153,7 +155,7 @@ class TaskSource:
         is_text = rng.random() < TEXT_SOURCES
         is_one = rng.random() < 0.5
         room = int(rng.integers(12, length // 3)) if is_one else int(length * rng.uniform(0.3, 0.6))
-        source = self._slice(room, rng) if is_text else rng.integers(3, self._num_ids, room, dtype=np.int32)
+        source = self._slice(room, rng) if is_text else self._random_tokens(room, rng)
         record.add(source, TEXT if is_text else SILENT)
         while record.length < length:
             size = room if is_one else int(rng.integers(12, 65))
@@ -162,6 +164,12 @@ class TaskSource:
             record.add(quote[:2], SILENT)  # where a quote begins, nobody can know
             record.add(quote[2:], QUOTE)
         return record
+
+    def _random_tokens(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= self._config.few_symbols:
+            return rng.integers(3, self._num_ids, count, dtype=np.int32)
+        symbols = self._digits if rng.random() < 0.5 else rng.integers(3, self._num_ids, 10, dtype=np.int32)
+        return rng.choice(symbols, count)
 
     def _facts(self, length: int, rng: np.random.Generator) -> Record:
         record = self._begin(rng)
@@ -222,7 +230,7 @@ class TaskSource:
         magic = [fact for fact in facts if fact.kind == "magic"]
         if len(magic) > 1 and rng.random() < SEVERAL_SHARE:
             asked = [magic[which] for which in rng.permutation(len(magic))[: rng.integers(2, 4)]]
-        reply = self._encode(" " + answer(asked, self._config.bare_answers))
+        reply = self._encode(" " + answer(asked))
         # LWM's prompt ends in a space. Before a digit that is a token of its own anyway; before a word it is one more.
         spaced = reply[:1] != self._space and rng.random() < 0.5
         return self._turn(self._encode(" " + question(asked, rng)), self._space if spaced else [], reply, ANSWER, rng)

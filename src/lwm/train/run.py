@@ -1,6 +1,7 @@
 """`Run`: everything that decides what a training does, as one frozen value, and what must hold before it starts."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from lwm.core.layout import Layout, order
 from lwm.core.mesh import MeshShape, axis_size
 from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.packing import LongDocuments, Weighting
-from lwm.data.tokenizer import Tokenizer
+from lwm.data.tokenizer import Tokenizer, tokenizer_file
 from lwm.model.config import Compute, ModelConfig
 from lwm.train.optimizer import OptimizerConfig
 from lwm.weights.store import EMBEDDED
@@ -24,7 +25,7 @@ from lwm.weights.store import EMBEDDED
 CONFIG = "config.json"
 
 #: what must stay the same for a resumed run to be the same run; the loader compares the settings of its own
-_IDENTITY = ("model", "data", "tokenizer")
+_IDENTITY = ("model", "data", "tokenizer_sha256")
 
 
 @runtime_checkable
@@ -91,9 +92,12 @@ class Run:
         return self.out / "checkpoints"
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, resolved, as JSON values."""
+        """Every field, resolved, as JSON values; data by the kind it is, the tokenizer also by what its file holds."""
         values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
-        return values | {"data": {"kind": type(self.data).__name__} | values["data"]}
+        return values | {
+            "data": {"kind": type(self.data).__name__} | values["data"],
+            "tokenizer_sha256": hashlib.sha256(tokenizer_file(self.tokenizer).read_bytes()).hexdigest(),
+        }
 
 
 def require_runnable(run: Run, tokenizer: Tokenizer) -> None:

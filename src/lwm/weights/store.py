@@ -93,7 +93,7 @@ def _require_ours(directory: Path) -> None:
     if not directory.exists() or not (taken := sorted(_model_files(directory))):
         return
     try:
-        _read_config(directory)
+        read_config(directory)
     except UserError:
         raise UserError(
             f"{directory} already holds {taken[0].name}, which is not part of a model of ours: choose another directory"
@@ -164,8 +164,7 @@ def load_model(name_or_directory: str | Path, mesh: Mesh, dtype: str = "float32"
             or incomplete safetensors file, a tensor that is missing, unknown or of another shape, a tokenizer with
             more ids than the model, a mesh that does not divide the tensors.
     """
-    directory = _locate(name_or_directory)
-    config = _read_config(directory)
+    directory, config = _locate(name_or_directory), read_config(name_or_directory)
     tokenizer = _read_tokenizer(directory, config)
     files = _open_tensors(directory)
     wanted = abstract(declare(config), jnp.dtype(dtype))
@@ -180,16 +179,13 @@ def load_model(name_or_directory: str | Path, mesh: Mesh, dtype: str = "float32"
     return LoadedModel(config, params, tokenizer, directory, mesh)
 
 
-def _locate(name_or_directory: str | Path) -> Path:
-    inside = EMBEDDED.get(str(name_or_directory))
-    directory = Path(str(resources.files("lwm").joinpath(*inside))) if inside else Path(name_or_directory)
-    if not os.path.isdir(directory):
-        known = ", ".join(EMBEDDED)
-        raise UserError(f"no model at {directory}: give a model directory, or the name of an embedded model ({known})")
-    return directory
+def read_config(name_or_directory: str | Path) -> ModelConfig:
+    """What a model computes, from its `config.json` alone.
 
-
-def _read_config(directory: Path) -> ModelConfig:
+    Raises:
+        UserError: no such directory, not a model directory, or a field missing or wrong.
+    """
+    directory = _locate(name_or_directory)
     values = _read_json(directory / CONFIG, f"{directory} is not a model directory")
     if values.pop("model_type", None) != MODEL_TYPE:
         raise UserError(f"{directory / CONFIG} is not that of a model of ours: its model_type is not {MODEL_TYPE!r}")
@@ -197,6 +193,15 @@ def _read_config(directory: Path) -> ModelConfig:
         return ModelConfig.from_json(values)
     except UserError as error:
         raise UserError(f"{directory / CONFIG}: {error}") from None
+
+
+def _locate(name_or_directory: str | Path) -> Path:
+    inside = EMBEDDED.get(str(name_or_directory))
+    directory = Path(str(resources.files("lwm").joinpath(*inside))) if inside else Path(name_or_directory)
+    if not os.path.isdir(directory):
+        known = ", ".join(EMBEDDED)
+        raise UserError(f"no model at {directory}: give a model directory, or the name of an embedded model ({known})")
+    return directory
 
 
 def _read_json(path: Path, when_missing: str) -> dict[str, Any]:
