@@ -68,9 +68,7 @@ def measured(kind: str, num_tokens: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", nargs=2, metavar=("KIND", "TOKENS"), help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--save", action="store_true", help="write results/long_context_<hardware>_<date>.md"
-    )
+    parser.add_argument("--save", action="store_true", help="write results/long_context_<hardware>_<date>.md")
     options = parser.parse_args()
     if options.child:
         measure(options.child[0], int(options.child[1]))

@@ -8,6 +8,7 @@ read only where a tile is partly seen.
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from lwm.attention.merge import NOTHING
 from lwm.attention.online_softmax import Running, add_keys, begin, finish
 
 Output = tuple[Float[Array, "B T H h"], Float[Array, "B T H"]]
+State = TypeVar("State", bound=tuple)
 Gradients = tuple[Float[Array, "B T H h"], Float[Array, "B S K h"], Float[Array, "B S K h"]]
 
 
@@ -143,7 +145,7 @@ def _cut(mask: AttentionMask, config: AttentionConfig) -> tuple[tiles.Blocks, ti
     return queries, tiles.cut(mask.key_segment_ids, mask.key_positions, config.key_block)
 
 
-def _visit(visits: tiles.Visits, tile: Callable, state: tuple) -> tuple:
+def _visit(visits: tiles.Visits, tile: Callable, state: State) -> State:
     """Run `tile` over the tiles that hold something; those wholly seen need no mask."""
     state = lax.fori_loop(0, visits.num_full, partial(tile, whole=True), state)
     return lax.fori_loop(visits.num_full, visits.num_needed, partial(tile, whole=False), state)
