@@ -7,10 +7,10 @@ import numpy as np
 from lwm.core.params import init
 from lwm.model.config import SIZES, Compute
 from lwm.model.transformer import declare, head_weights, hidden_states, logits
-from lwm.nano.recipe import ROPE_THETA
+from lwm.nano.recipe import FIRST_ROPE_THETA
 from lwm.nano.start import backward_pattern, starting_params
 
-CONFIG = replace(SIZES["nano"], rope_theta=ROPE_THETA)
+CONFIG = replace(SIZES["nano"], rope_theta=FIRST_ROPE_THETA)
 
 
 def share_copied(params, period):
@@ -29,7 +29,7 @@ def test_the_first_weights_copy_what_came_before():
 
 
 def test_a_backward_pattern_is_highest_at_its_distance():
-    turns = ROPE_THETA ** (-np.arange(0, 32, 2) / 32)
+    turns = FIRST_ROPE_THETA ** (-np.arange(0, 32, 2) / 32)
     for distance in (1, 2, 5):
         query, key = backward_pattern(distance, turns)
         scores = []

@@ -17,7 +17,7 @@ from lwm.data.examples import RecordData
 from lwm.model.config import SIZES
 from lwm.train.checkpoint import Checkpoints
 from lwm.train.loop import train
-from lwm.train.run import Run
+from lwm.train.run import Run, require_same_run
 from lwm.train.step import TrainState, abstract_state
 from lwm.weights.store import load_model
 
@@ -170,6 +170,16 @@ def test_resuming_another_model_is_refused(straight: Run):
     changed = replace(straight, model=replace(straight.model, rope_theta=5e7))
     with pytest.raises(UserError, match="another model"):
         train(changed, resume=True)
+
+
+def test_a_tokenizer_is_known_by_what_it_holds_not_by_where_it_lies(straight: Run, tmp_path: Path):
+    held = Path(straight.tokenizer).read_text()
+    (tmp_path / "same.json").write_text(held)
+    (tmp_path / "other.json").write_text(held + "\n")
+    stored = json.loads((straight.out / "config.json").read_text())
+    require_same_run(replace(straight, tokenizer=str(tmp_path / "same.json")), stored)
+    with pytest.raises(UserError, match="another tokenizer"):
+        require_same_run(replace(straight, tokenizer=str(tmp_path / "other.json")), stored)
 
 
 def test_resuming_with_another_batch_size_is_refused_and_changes_nothing(straight: Run):

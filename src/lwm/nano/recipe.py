@@ -23,7 +23,7 @@ from lwm.train.run import Run, saved_steps
 
 RUNS = Path("runs")
 #: what the first weights are set for
-ROPE_THETA = 1e10
+FIRST_ROPE_THETA = 1e10
 
 _FIRST = TaskData(facts=0.82, quotes=0.14, text=0.04, other_facts=0.15, line_questions=0.08, requests=0.5)
 _TASKS = replace(_FIRST, facts=0.75, quotes=0.21, few_symbols=0.6)
@@ -35,7 +35,7 @@ def nano_256() -> Run:
     lwm train nano-256
     """
     data = replace(_FIRST, lengths=(256, 128), length_shares=(0.75, 0.25), max_facts=5, max_questions=5)
-    return _stage("nano-256", data, theta=ROPE_THETA, rows=24, steps=500, learning_rate=2e-3, after="nano-start")
+    return _stage("nano-256", data, theta=FIRST_ROPE_THETA, rows=24, steps=500, learning_rate=2e-3, after="nano-start")
 
 
 def nano_1k() -> Run:
@@ -44,7 +44,7 @@ def nano_1k() -> Run:
     lwm train nano-1k
     """
     data = replace(_TASKS, lengths=(1024, 512, 256), length_shares=(0.5, 0.25, 0.25), max_facts=10, max_questions=10)
-    return _stage("nano-1k", data, theta=ROPE_THETA, rows=8, steps=220, learning_rate=2e-3, after="nano-256")
+    return _stage("nano-1k", data, theta=FIRST_ROPE_THETA, rows=8, steps=220, learning_rate=2e-3, after="nano-256")
 
 
 def nano_4k() -> Run:
@@ -137,7 +137,7 @@ def _stage(name: str, data: TaskData, *, theta: float, rows: int, steps: int, le
 def main() -> None:
     """Train what is not yet trained, resume what was interrupted, then put the last model into the package."""
     runs = [stage() for stage in STAGES.values()]
-    write_start(lengthen(SIZES["nano"], 256, ROPE_THETA), RUNS / "nano-start")
+    write_start(lengthen(SIZES["nano"], 256, FIRST_ROPE_THETA), RUNS / "nano-start")
     for run in runs:
         if not (run.out / "model").is_dir():
             result = train(run, resume=bool(saved_steps(run.checkpoints)))

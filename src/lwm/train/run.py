@@ -92,12 +92,9 @@ class Run:
         return self.out / "checkpoints"
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, resolved, as JSON values; data by the kind it is, the tokenizer also by what its file holds."""
+        """Every field, resolved, as JSON values."""
         values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
-        return values | {
-            "data": {"kind": type(self.data).__name__} | values["data"],
-            "tokenizer_sha256": hashlib.sha256(tokenizer_file(self.tokenizer).read_bytes()).hexdigest(),
-        }
+        return values | {"data": {"kind": type(self.data).__name__} | values["data"]}
 
 
 def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
@@ -155,13 +152,19 @@ def require_same_run(run: Run, stored: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the first field that differs.
     """
-    values = run.to_json()
+    values = described(run)
     for name in _IDENTITY:
         if values[name] != stored.get(name):
             raise UserError(
                 f"{run.out} was started with another {name} ({stored.get(name)}; now {values[name]}): "
                 "resume it as it was, or start a run in another directory with --init-from"
             )
+
+
+def described(run: Run) -> dict[str, Any]:
+    """A run's fields, and its tokenizer by what the file holds, wherever it lies."""
+    digest = hashlib.sha256(tokenizer_file(run.tokenizer).read_bytes()).hexdigest()
+    return run.to_json() | {"tokenizer_sha256": digest}
 
 
 def open_directory(run: Run) -> None:
@@ -173,6 +176,6 @@ def open_directory(run: Run) -> None:
     try:
         run.out.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            write_json(run.out / CONFIG, run.to_json())
+            write_json(run.out / CONFIG, described(run))
     except OSError as error:
         raise UserError(f"cannot write to the run's directory {run.out}: {error.strerror or error}") from None
