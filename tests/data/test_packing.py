@@ -127,6 +127,14 @@ def test_packed_loss_is_the_padded_mean_over_examples(made, seq_len, seed):
         assert (batch.loss_weights * packed_losses).sum() / weight == pytest.approx(np.mean(means), rel=1e-5)
 
 
+def test_positions_that_skip_stay_so_and_start_at_zero_in_each_piece():
+    places = np.array([5, 6, 9, 20, 21, 30], np.int32)
+    example = Example(np.arange(6, dtype=np.int32), np.ones(6, np.float32), "skips", places)
+    batch = fill([cut(example, Packing(3))], 6)
+    assert batch.positions.tolist() == [[0, 1, 4, 0, 1, 0]]
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2, 0]]
+
+
 @given(examples(), st.integers(1, 32))
 def test_weighting_tokens_leaves_weights_as_given(made, seq_len):
     batch, _ = pack(made, Packing(seq_len, weighting="tokens"))

@@ -8,7 +8,7 @@ from lwm.core.errors import UserError
 from lwm.infer.prompts import needle, needle_prompt
 from lwm.nano.corpus import held_out_documents
 from lwm.nano.facts import REQUESTS, Fact, answer, held_out_world, question, training_world
-from lwm.nano.tasks import ANSWER, LINE, TaskData, TaskSource
+from lwm.nano.tasks import ANSWER, LINE, MAX_SKIPS, TaskData, TaskSource
 
 FACTS = TaskData(
     (512,), facts=1.0, quotes=0.0, other_facts=0.4, line_questions=0.3, requests=0.5, max_facts=6, max_questions=8
@@ -90,6 +90,19 @@ def test_lines_to_complete_are_lines_of_the_corpus(open_source, tokenizer, corpu
     assert any((source[index].loss_weights == LINE).any() for index in range(10))
 
 
+def test_positions_skip_over_every_distance_up_to_the_span(open_source):
+    plain, skipping = open_source(FACTS), open_source(replace(FACTS, span=8192))
+    reached = []
+    for index in range(200):
+        example = skipping[index]
+        assert example.tokens.tolist() == plain[index].tokens.tolist()
+        steps = np.diff(example.positions)
+        assert steps.min() == 1 and 0 < (steps > 1).sum() <= MAX_SKIPS
+        reached.append(int(np.ptp(example.positions)))
+    assert 512 <= min(reached) < 1024 and 4096 < max(reached) < 8192
+    assert plain[0].positions is None
+
+
 def test_needles_go_to_every_depth(open_source, tokenizer):
     source = open_source(replace(FACTS, other_facts=0.0, max_facts=1, max_questions=1, line_questions=0.0))
     texts = [tokenizer.decode(source[index].tokens.tolist()) for index in range(200)]
@@ -125,10 +138,22 @@ def test_held_out_names_are_never_planted_in_training():
     assert len(planted) > 6000  # names are made up on the spot
 
 
+def test_some_numbers_are_made_of_three_digits():
+    rng = np.random.default_rng(0)
+    facts = [fact for _ in range(100) for fact in replace(training_world(), few_digits=0.5).facts(4, 0.3, rng)]
+    numbers = {kind: [fact.value for fact in facts if fact.kind == kind] for kind in ("magic", "population", "door")}
+    assert all(re.fullmatch(r"[1-9]\d{6}", number) for number in numbers["magic"] + numbers["population"])
+    assert all(re.fullmatch(r"[1-9]\d{3}", number) for number in numbers["door"])
+    few = [len(set(number)) <= 4 for number in numbers["magic"]]  # a leading 0 is written as 1
+    assert 0.5 < np.mean(few) < 0.7
+
+
 def test_what_cannot_be_generated_is_refused(open_source):
     with pytest.raises(UserError, match="no room"):
         TaskData(lengths=(32,))
     with pytest.raises(UserError, match="differ in number"):
         TaskData(lengths=(128, 256))
+    with pytest.raises(UserError, match="span"):
+        TaskData(lengths=(128, 256), length_shares=(1.0, 1.0), span=200)
     with pytest.raises(UserError, match="too few"):
         open_source(TaskData(lengths=(1 << 20,)))

@@ -52,7 +52,7 @@ def free_address() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["1,2,2,2"])
+@pytest.mark.parametrize("mesh", ["1,1,1,8", "1,2,2,2"])
 def test_two_processes_train_like_one_and_one_resumes_from_two(
     world: Path, make_run: Callable[..., Run], tmp_path: Path, mesh: str
 ):

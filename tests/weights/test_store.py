@@ -63,6 +63,10 @@ def test_round_trip(saved: Path, params: Transformer, mesh: Mesh) -> None:
     assert_equal(loaded.params, params)
 
 
+def test_whoever_may_read_the_configuration_may_read_the_tensors(saved: Path) -> None:
+    assert len({path.stat().st_mode for path in saved.iterdir() if path.name != "tokenizer.json"}) == 1
+
+
 def test_the_files_that_name_special_tokens_are_saved_with_the_tokenizer(
     tmp_path: Path, params: Transformer, mesh: Mesh
 ) -> None:

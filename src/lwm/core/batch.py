@@ -29,7 +29,7 @@ class Batch:
     loss_weights: Float[Array, "B T"]
     #: which packed example a token belongs to, from 1; 0 = padding
     segment_ids: Int[Array, "B T"]
-    #: place within the example, restarting at 0 with each segment
+    #: place within the example, rising from 0 in each segment
     positions: Int[Array, "B T"]
 
     def permute(self, order: np.ndarray) -> "Batch":

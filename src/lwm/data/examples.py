@@ -50,6 +50,8 @@ class Example:
     loss_weights: Float32[np.ndarray, "n"]
     #: where it comes from, for reports: `chat.jsonl:12`
     record_id: str
+    #: rising place of each id in its document; None: one after another
+    positions: Int32[np.ndarray, "n"] | None = None
 
 
 @runtime_checkable

@@ -58,11 +58,12 @@ class Packing:
 
 
 class Piece(NamedTuple):
-    """A run of an example that fits in a row; three arrays of one length."""
+    """A run of an example that fits in a row; four arrays of one length, positions from 0."""
 
     tokens: np.ndarray
     targets: np.ndarray
     loss_weights: np.ndarray
+    positions: np.ndarray
     record_id: str
 
 
@@ -75,6 +76,7 @@ def cut(example: Example, packing: Packing) -> list[Piece]:
     if num_pairs > packing.seq_len and packing.long_documents == "drop":
         return []
     end = packing.seq_len if packing.long_documents == "truncate" else num_pairs
+    positions = np.arange(num_pairs, dtype=np.int32) if example.positions is None else example.positions
     pieces = []
     for start in range(0, min(num_pairs, end), packing.seq_len):
         stop = min(start + packing.seq_len, num_pairs)
@@ -83,7 +85,8 @@ def cut(example: Example, packing: Packing) -> list[Piece]:
         if packing.weighting == "examples" and total > 0:
             weights = (weights / total).astype(np.float32)
         targets = example.tokens[start + 1 : stop + 1]
-        pieces.append(Piece(example.tokens[start:stop], targets, weights, example.record_id))
+        places = positions[start:stop] - positions[start]
+        pieces.append(Piece(example.tokens[start:stop], targets, weights, places, example.record_id))
     return pieces
 
 
@@ -120,5 +123,5 @@ def fill(rows: Sequence[Sequence[Piece]], seq_len: int) -> Batch:
         np.concatenate([piece.targets for piece in pieces], out=targets[row, :end])
         np.concatenate([piece.loss_weights for piece in pieces], out=loss_weights[row, :end])
         segment_ids[row, :end] = np.repeat(np.arange(1, len(pieces) + 1), lengths)
-        positions[row, :end] = np.arange(end) - np.repeat(lengths.cumsum() - lengths, lengths)
+        np.concatenate([piece.positions for piece in pieces], out=positions[row, :end])
     return Batch(tokens, targets, loss_weights, segment_ids, positions)

@@ -61,6 +61,8 @@ class World:
     words: tuple[str, ...]
     #: of the names, the part made up on the spot
     invented: float = 0.0
+    #: of the numbers, the part made of three digits, whose last one or two do not tell which comes next
+    few_digits: float = 0.0
 
     def facts(self, count: int, other_share: float, rng: np.random.Generator) -> list[Fact]:
         """`count` facts with distinct (kind, key), about `other_share` of them other than magic numbers."""
@@ -76,10 +78,16 @@ class World:
             case "password":
                 value = "-".join(self.words[place] for place in rng.integers(len(self.words), size=2))
             case "door":
-                value = str(rng.integers(1_000, 10_000))
+                value = self._number(4, rng)
             case _:
-                value = str(rng.integers(1_000_000, 10_000_000))
+                value = self._number(7, rng)
         return Fact(kind, key, value)
+
+    def _number(self, num_digits: int, rng: np.random.Generator) -> str:
+        if self.few_digits and rng.random() < self.few_digits:
+            first, *others = rng.choice(10, 3, replace=False)
+            return "".join(map(str, [first or 1, *rng.choice([first, *others], num_digits - 1)]))
+        return str(rng.integers(10 ** (num_digits - 1), 10**num_digits))
 
 
 def training_world() -> World:

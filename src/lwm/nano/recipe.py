@@ -3,8 +3,9 @@
     python -m lwm.nano.recipe          runs or resumes every stage in runs/, then embeds the model of the last
 
 LWM lengthened its text models the same way (paper, table 11). Finding is learned on rows of 256 tokens; the later
-stages stretch it, with fewer steps each and short records always in the mix. The rotary base rises with the length, so
-that features which compare contents turn no further over a long text than they did over a short one.
+stages stretch it, with fewer steps each and short records always in the mix. Their positions skip, so that distances
+are learned that are far longer than the rows. The rotary base rises with the distance, so that features which compare
+contents turn no further over a long text than they did over a short one.
 """
 
 import shutil
@@ -25,8 +26,16 @@ RUNS = Path("runs")
 #: what the first weights are set for
 FIRST_ROPE_THETA = 1e10
 
-_FIRST = TaskData(facts=0.82, quotes=0.14, text=0.04, other_facts=0.15, line_questions=0.08, requests=0.5)
-_TASKS = replace(_FIRST, facts=0.75, quotes=0.21, few_symbols=0.6)
+_TASKS = TaskData(
+    facts=0.78,
+    quotes=0.18,
+    text=0.04,
+    other_facts=0.15,
+    line_questions=0.08,
+    requests=0.5,
+    few_symbols=0.6,
+    few_digits=0.3,
+)
 
 
 def nano_256() -> Run:
@@ -34,64 +43,63 @@ def nano_256() -> Run:
 
     lwm train nano-256
     """
-    data = replace(_FIRST, lengths=(256, 128), length_shares=(0.75, 0.25), max_facts=5, max_questions=5)
-    return _stage("nano-256", data, theta=FIRST_ROPE_THETA, rows=24, steps=500, learning_rate=2e-3, after="nano-start")
+    data = replace(_TASKS, lengths=(256, 128), length_shares=(0.75, 0.25), max_facts=5, max_questions=5)
+    return _stage("nano-256", data, theta=FIRST_ROPE_THETA, rows=24, steps=400, learning_rate=2e-3, after="nano-start")
 
 
-def nano_1k() -> Run:
-    """Four times as far; and repeats of few symbols, for digits that occur twice in a number.
+def nano_2k() -> Run:
+    """Eight times as many words, distances to 16,384.
 
-    lwm train nano-1k
-    """
-    data = replace(_TASKS, lengths=(1024, 512, 256), length_shares=(0.5, 0.25, 0.25), max_facts=10, max_questions=10)
-    return _stage("nano-1k", data, theta=FIRST_ROPE_THETA, rows=8, steps=220, learning_rate=2e-3, after="nano-256")
-
-
-def nano_4k() -> Run:
-    """Four times as far again.
-
-    lwm train nano-4k
-    """
-    data = replace(_TASKS, lengths=(4096, 2048, 512), length_shares=(0.5, 0.3, 0.2), max_facts=12, max_questions=16)
-    return _stage("nano-4k", data, theta=1e12, rows=2, steps=110, learning_rate=1.5e-3, after="nano-1k")
-
-
-def nano_16k() -> Run:
-    """Four times as far once more: a first look at the length, with the rotary base of the rest.
-
-    lwm train nano-16k
+    lwm train nano-2k
     """
     data = replace(
         _TASKS,
-        lengths=(16384, 8192, 2048, 512),
-        length_shares=(0.5, 0.25, 0.15, 0.1),
-        max_facts=16,
-        max_questions=24,
+        lengths=(2048, 1024, 512, 256),
+        length_shares=(0.3, 0.3, 0.2, 0.2),
+        max_facts=10,
+        max_questions=14,
+        span=16_384,
     )
-    return _stage("nano-16k", data, theta=1e14, rows=1, steps=24, learning_rate=1e-3, after="nano-4k")
+    return _stage("nano-2k", data, theta=1e13, rows=4, steps=250, learning_rate=2e-3, after="nano-256")
 
 
 def nano_8k() -> Run:
-    """Back to half of it, where steps are cheap, to tell many facts apart under the new base.
+    """Four times as many again, distances to 131,072.
 
     lwm train nano-8k
     """
     data = replace(
         _TASKS,
         lengths=(8192, 4096, 2048, 1024),
-        length_shares=(0.35, 0.3, 0.2, 0.15),
+        length_shares=(0.3, 0.3, 0.2, 0.2),
         max_facts=12,
         max_questions=20,
+        span=131_072,
     )
-    return _stage("nano-8k", data, theta=1e14, rows=1, steps=130, learning_rate=1.5e-3, after="nano-16k")
+    return _stage("nano-8k", data, theta=1e16, rows=1, steps=170, learning_rate=1.5e-3, after="nano-2k")
+
+
+def nano_16k() -> Run:
+    """Twice as many once more: what is asked for has to stand out among more words.
+
+    lwm train nano-16k
+    """
+    data = replace(
+        _TASKS,
+        lengths=(16_384, 4096, 1024),
+        length_shares=(0.4, 0.3, 0.3),
+        max_facts=12,
+        max_questions=24,
+        span=131_072,
+    )
+    return _stage("nano-16k", data, theta=1e16, rows=1, steps=48, learning_rate=7e-4, after="nano-8k")
 
 
 STAGES: dict[str, Callable[[], Run]] = {
     "nano-256": nano_256,
-    "nano-1k": nano_1k,
-    "nano-4k": nano_4k,
-    "nano-16k": nano_16k,
+    "nano-2k": nano_2k,
     "nano-8k": nano_8k,
+    "nano-16k": nano_16k,
 }
 
 
@@ -100,7 +108,7 @@ def _stage(name: str, data: TaskData, *, theta: float, rows: int, steps: int, le
     length = max(data.lengths)
     return Run(
         name=name,
-        model=lengthen(SIZES["nano"], length, theta),
+        model=lengthen(SIZES["nano"], max(length, data.span), theta),
         data=data,
         tokenizer=str(TOKENIZER_FILE),
         steps=steps,

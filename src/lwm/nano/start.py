@@ -26,11 +26,11 @@ from lwm.weights.store import save_model
 #: what random layers write at first, beside the embedding: at full size they drown what the set heads read
 QUIET = 0.05
 #: logits are sharp enough at these to attend to one token of hundreds
-BACKWARD_GAIN, NEAR_GAIN, FAR_GAIN = 2.0, 3.5, 1.8
+BACKWARD_GAIN, NEAR_GAIN, OTHER_GAIN = 2.0, 3.5, 1.8
 COPY_GAIN = 5.0
 FAR = 4
 #: features of a token that are kept in each room
-ROOM = 20
+ROOM = 15
 #: the first pairs of rotary features tell neighbours apart; those that turn less than this (radians a token) compare
 #: contents over any distance, so many of them the token at hand
 NUM_FAST_PAIRS, SLOW_TURN, NEAR_SHARE = 6, 1e-3, 0.6
@@ -48,24 +48,21 @@ def starting_params(config: ModelConfig, seed: int = 0) -> Transformer:
     layers.down[:] *= QUIET
 
     turns = config.rope_theta ** (-np.arange(0, h, 2) / h)
-    rooms = {}
-    for head, distance in enumerate((1, FAR, FAR + 1)):
+    rooms = {0: content}
+    for head, distance in enumerate((1, 2, FAR, FAR + 1)):
         rooms[distance], free = free[:, :ROOM], free[:, ROOM:]
         query, key = backward_pattern(distance, turns)
         layers.query[0, :, head] = BACKWARD_GAIN * np.outer(constant, query)
         layers.key[0, :, head] = BACKWARD_GAIN * np.outer(constant, key)
         layers.value[0, :, head], layers.output[0, head] = content, _widened(rooms[distance], h).T
 
-    near, far = _slow_features(turns)
-    for head, copied in enumerate((content, free[:, :h])):
+    near, other = _slow_features(turns)
+    for head, (distance, copied) in enumerate(((FAR, content), (FAR, free[:, :h]), (1, content))):
         layers.query[1, :, head] = layers.key[1, :, head] = 0.0
-        for features, gain, mine, other in (
-            (near, NEAR_GAIN, content, rooms[1]),
-            (far, FAR_GAIN, rooms[FAR], rooms[FAR + 1]),
-        ):
+        for features, gain, back in ((near, NEAR_GAIN, 0), (other, OTHER_GAIN, distance)):
             some = (np.arange(len(features)) + head * ROOM // 3) % ROOM
-            layers.query[1, :, head, features] = gain * mine[:, some].T
-            layers.key[1, :, head, features] = gain * other[:, some].T
+            layers.query[1, :, head, features] = gain * rooms[back][:, some].T
+            layers.key[1, :, head, features] = gain * rooms[back + 1][:, some].T
         layers.value[1, :, head] = _widened(copied, h)
         layers.output[1, head] = COPY_GAIN * layers.value[1, :, head].T
     return jax.tree.map(jnp.asarray, dataclasses.replace(drawn, embedding=drawn.embedding + constant))

@@ -8,7 +8,7 @@ Quotes keep copying general, whatever is copied; finding facts builds on it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -33,7 +33,7 @@ from lwm.nano.facts import (
 )
 
 #: loss weights
-ANSWER, LINE, QUOTE, TEXT, SILENT = 1.0, 0.5, 0.2, 0.03, 0.0
+ANSWER, LINE, QUOTE, TEXT, SILENT = 1.0, 0.5, 0.2, 0.01, 0.0
 MIN_LENGTH = 96
 #: of the sources that are quoted, how many are real text; the others are random tokens
 TEXT_SOURCES = 0.3
@@ -41,6 +41,8 @@ TEXT_SOURCES = 0.3
 SHORTEST_LINE, LONGEST_LINE = 7, 32
 #: of the questions about magic numbers, how many ask for two or three at once
 SEVERAL_SHARE = 0.2
+#: places of a record where positions skip, at most
+MAX_SKIPS = 8
 
 Ids = Sequence[int] | np.ndarray
 
@@ -62,12 +64,16 @@ class TaskData:
     few_symbols: float = 0.0
     #: of the planted facts, the part that are not magic numbers
     other_facts: float = 0.0
+    #: of the numbers in facts, the part made of three digits
+    few_digits: float = 0.0
     #: of the questions, the part that ask to complete a line of the document
     line_questions: float = 0.0
     #: of the questions, the part followed by one of LWM's requests ("Don't give information ...")
     requests: float = 0.0
     max_facts: int = 3
     max_questions: int = 4
+    #: positions skip ahead here and there and reach up to this, as if text had been left out; 0: they do not
+    span: int = 0
     split: Literal["training", "held_out"] = "training"
     seed: int = 0
     #: records before the source ends and begins again
@@ -80,13 +86,16 @@ class TaskData:
             raise UserError(
                 f"records of {min(self.lengths)} tokens have no room for a fact and a question: take {MIN_LENGTH}"
             )
+        if 0 < self.span <= max(self.lengths):
+            raise UserError(f"a span of {self.span} leaves records of {max(self.lengths)} tokens no room to skip")
 
     def open(self, tokenizer: Tokenizer) -> "TaskSource":
         """Tokenize the split's documents (some seconds) and make the source."""
         held_out = self.split == "held_out"
         documents = held_out_documents() if held_out else training_documents()
         corpus = np.concatenate([np.array(tokenizer.encode(document.text), np.int32) for document in documents])
-        return TaskSource(self, tokenizer, corpus, held_out_world() if held_out else training_world())
+        world = held_out_world() if held_out else training_world()
+        return TaskSource(self, tokenizer, corpus, replace(world, few_digits=self.few_digits))
 
 
 class Record:
@@ -142,7 +151,19 @@ class TaskSource:
         rng = np.random.default_rng((self._config.seed, index))
         length = int(rng.choice(self._config.lengths, p=self._length_shares)) + 1
         kind = str(rng.choice(list(self._builders), p=self._builder_shares))
-        return self._builders[kind](length, rng).example(f"{kind}/{self._config.seed}/{index}")
+        example = self._builders[kind](length, rng).example(f"{kind}/{self._config.seed}/{index}")
+        return replace(example, positions=self._skip(len(example.tokens), rng)) if self._config.span else example
+
+    def _skip(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Positions of a text that had been longer, by any factor alike up to `span` (Zhu et al. 2023, PoSE).
+
+        They teach distances that rows of this length do not have, at the price of these rows.
+        """
+        reach = int(np.exp(rng.uniform(np.log(count), np.log(self._config.span))))
+        skips = np.zeros(count, np.int64)
+        places = rng.integers(1, count, rng.integers(1, MAX_SKIPS + 1))
+        np.add.at(skips, places, rng.multinomial(reach - count, rng.dirichlet(np.ones(len(places)))))
+        return (np.arange(count) + skips.cumsum()).astype(np.int32)
 
     def _text(self, length: int, rng: np.random.Generator) -> Record:
         record = self._begin(rng)

@@ -44,6 +44,7 @@ class Run:
     data: Data
     #: a tokenizer file, or a directory that holds one
     tokenizer: str
+    #: updates of the parameters, in all
     steps: int
     #: rows of a step, over all devices and all parts of an accumulated gradient
     batch_size: int
@@ -51,6 +52,7 @@ class Run:
     seq_len: int
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     compute: Compute = field(default_factory=Compute)
+    #: devices along each axis: dp=1,fsdp=-1,tp=1,sp=1 or 1,-1,1,1; one may be -1, for those that remain
     mesh: MeshShape = field(default_factory=MeshShape)
     #: how a row is laid over the devices of sp; zigzag balances the causal mask's work
     layout: Layout = "zigzag"

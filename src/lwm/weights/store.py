@@ -118,6 +118,8 @@ def _write(directory: Path, config: ModelConfig, params: Transformer, tokenizer:
     if tokenizer is not None:
         _copy_tokenizer(tokenizer, directory)
     write_json(directory / CONFIG, {"model_type": MODEL_TYPE, **config.to_json()})
+    for file in shards:  # the library keeps them from everybody else, whatever the umask says
+        shutil.copymode(directory / CONFIG, directory / file)
 
 
 def _copy_tokenizer(file: Path, directory: Path) -> None:
