@@ -98,6 +98,7 @@ def test_an_unfinished_line_is_answered_with_what_may_follow(
             "--retrieve 9",
         ),
         (["demo", "--seconds", "0"], "--seconds 0"),
+        (["demo", "--seed", "-1"], "--seed -1"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_leaves_nothing(

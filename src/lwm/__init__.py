@@ -1,4 +1,4 @@
-"""Large World Model: one transformer over long text, images and video.
+"""Large World Model: one transformer over very long text.
 
 import lwm
 lwm.load("nano").chat("What is the special magic Oslo number?", document=text)

@@ -6,6 +6,7 @@ A verb imports its own rooms when it is called, so that `lwm --help` and a misty
 import dataclasses
 import difflib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -387,3 +388,6 @@ def main(arguments: Arguments | None = None) -> int:
     except KeyboardInterrupt:
         note("interrupted")
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

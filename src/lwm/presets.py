@@ -48,7 +48,7 @@ def tiny() -> Run:
         steps=200,
         batch_size=8,
         seq_len=256,
-        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=10, decay_steps=200),
+        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=10),
         log_every=10,
         checkpoint_every=100,
         out=Path("runs/tiny"),

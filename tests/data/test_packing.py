@@ -135,6 +135,11 @@ def test_positions_that_skip_stay_so_and_start_at_zero_in_each_piece():
     assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2, 0]]
 
 
+def test_positions_that_do_not_rise_are_refused():
+    with pytest.raises(UserError, match="here:1: positions must rise"):
+        Example(np.zeros(3, np.int32), np.ones(3, np.float32), "here:1", np.array([0, 2, 2], np.int32))
+
+
 @given(examples(), st.integers(1, 32))
 def test_weighting_tokens_leaves_weights_as_given(made, seq_len):
     batch, _ = pack(made, Packing(seq_len, weighting="tokens"))

@@ -205,3 +205,20 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, write_jsonl):
     with pytest.raises(UserError, match="mixes formats"):
         write_jsonl(*ROWS)
         open_records(str(tmp_path))
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "part.jsonl").write_text('{"text": "one"}\n')
+    source = open_records(str(tmp_path))
+    assert [source[index].record_id for index in range(2)] == ["a/part.jsonl:1", "b/part.jsonl:1"]
+
+
+def test_a_file_that_goes_away_is_named(tmp_path):
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"text": "one"}\n')
+    source = open_records(str(records))
+    records.unlink()
+    with pytest.raises(UserError, match=r"records\.jsonl:1 can no longer be read"):
+        source[0]

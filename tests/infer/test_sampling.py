@@ -21,6 +21,7 @@ PROBABILITIES = np.array([[0.1, 0.4, 0.3, 0.2]], np.float32)
         (Sampling(1.0, top_p=0.85), [0, 4 / 9, 3 / 9, 2 / 9]),
         (Sampling(1.0, top_k=3, top_p=0.5), [0, 4 / 7, 3 / 7, 0]),
         (Sampling(0.5, top_k=2, top_p=0.6), [0, 1, 0, 0]),
+        (Sampling(1e-40), [0, 1, 0, 0]),
     ],
 )
 def test_the_distribution_is_the_one_asked_for(sampling: Sampling, expected: list[float]) -> None:

@@ -182,6 +182,29 @@ def test_a_tokenizer_is_known_by_what_it_holds_not_by_where_it_lies(straight: Ru
         require_same_run(replace(straight, tokenizer=str(tmp_path / "other.json")), stored)
 
 
+def test_records_may_move_and_more_of_them_may_be_bad_when_a_run_resumes(straight: Run):
+    stored = json.loads((straight.out / "config.json").read_text())
+    require_same_run(
+        replace(straight, data=replace(straight.data, path="moved/records.jsonl", max_bad_records=7)), stored
+    )
+    with pytest.raises(UserError, match=r"another data\.fields \(text; now body\)"):
+        require_same_run(replace(straight, data=replace(straight.data, fields="body")), stored)
+
+
+def test_a_run_resumes_without_what_it_began_from(straight: Run, make_run: Callable[..., Run]):
+    run = make_run(init_from=str(straight.out), steps=3)
+    train(run)
+    assert train(replace(run, init_from="gone", steps=4), resume=True).step == 4
+
+
+def test_held_out_records_are_read_before_the_first_step(make_run: Callable[..., Run], tmp_path: Path):
+    (tmp_path / "held_out.jsonl").write_text('{"text": null}\n')
+    run = make_run(held_out=RecordData(str(tmp_path / "held_out.jsonl")))
+    with pytest.raises(UserError, match=r"held_out\.jsonl:1: field 'text' is null"):
+        train(run)
+    assert not run.out.exists()
+
+
 def test_resuming_with_another_batch_size_is_refused_and_changes_nothing(straight: Run):
     before = (straight.out / "config.json").read_text()
     with pytest.raises(UserError, match="batch_size"):

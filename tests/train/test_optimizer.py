@@ -28,6 +28,13 @@ def test_cosine_schedule_counts_its_end_from_the_first_step():
     np.testing.assert_allclose(rates(config, [5, 10, 60, 110, 500]), [3e-4, 6e-4, 3.3e-4, 6e-5, 6e-5], rtol=1e-5)
 
 
+def test_a_cosine_without_an_end_ends_with_the_run():
+    config = OptimizerConfig(1e-3, schedule="cosine", warmup_steps=10)
+    assert [config.ending_at(steps).decay_steps for steps in (11, 400)] == [11, 400]
+    assert OptimizerConfig(1e-3, schedule="cosine", decay_steps=50).ending_at(400).decay_steps == 50
+    np.testing.assert_allclose(rates(config.ending_at(5), [0, 5, 10]), [0, 5e-4, 1e-3], rtol=1e-6)
+
+
 def test_no_warmup_starts_at_the_peak():
     assert rates(OptimizerConfig(1e-3), [0]) == pytest.approx([1e-3])
     assert rates(OptimizerConfig(1e-3, schedule="cosine", decay_steps=10), [0]) == pytest.approx([1e-3])
@@ -56,7 +63,7 @@ def test_gradients_beyond_the_clip_norm_count_as_that_long():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"schedule": "cosine"}, {"schedule": "cosine", "warmup_steps": 5, "decay_steps": 5}, {"learning_rate": 0.0}],
+    [{"schedule": "cosine", "warmup_steps": 5, "decay_steps": 5}, {"learning_rate": 0.0}],
 )
 def test_refuses_settings_that_cannot_train(fields: dict):
     with pytest.raises(UserError):

@@ -53,6 +53,10 @@ class Example:
     #: rising place of each id in its document; None: one after another
     positions: Int32[np.ndarray, "n"] | None = None
 
+    def __post_init__(self) -> None:
+        if self.positions is not None and not (np.diff(self.positions) > 0).all():
+            raise UserError(f"{self.record_id}: positions must rise from each id to the next")
+
 
 @runtime_checkable
 class ExampleSource(Protocol):
@@ -224,7 +228,9 @@ class BadRecords:
         if len(self.reasons) > self.limit or len(self.reasons) == self.total:
             first = "; ".join(f"{record_id}: {reason}" for record_id, reason in islice(self.reasons.items(), 3))
             many = f"more than max_bad_records={self.limit}" if len(self.reasons) > self.limit else "all"
-            raise UserError(f"{many} records cannot be used, first {first}")
+            raise UserError(
+                f"{many} records cannot be used, first {first}; `lwm check` lists them, max_bad_records allows more"
+            )
 
 
 def _probe(name: str, records: Iterator[Record], names: Sequence[str]) -> None:

@@ -111,10 +111,10 @@ def index_lines(file: Path) -> Int64[np.ndarray, "lines_and_end"]:
 
 
 class JsonLines:
-    """One JSONL file: a JSON object a line."""
+    """One JSONL file: a JSON object a line. `name` tells it from the others that it was opened with."""
 
-    def __init__(self, file: Path) -> None:
-        self.name = file.name
+    def __init__(self, file: Path, name: str) -> None:
+        self.name = name
         self._path = file
         self._offsets = index_lines(file)
 
@@ -124,8 +124,11 @@ class JsonLines:
     def __getitem__(self, index: int) -> Record:
         start, end = self._offsets[index : index + 2].tolist()
         record_id = f"{self.name}:{index + 1}"
-        with open(self._path, "rb", buffering=0) as file:  # kept open, thousands of shards would exhaust descriptors
-            line = os.pread(file.fileno(), end - start, start)
+        try:
+            with open(self._path, "rb", buffering=0) as file:  # kept open, thousands of shards would use up descriptors
+                line = os.pread(file.fileno(), end - start, start)
+        except OSError as error:
+            raise UserError(f"{record_id} can no longer be read: {error.strerror or error}") from None
         if not line.strip():
             raise BadRecordError(record_id, "the line is empty")
         try:
@@ -158,7 +161,7 @@ class TextFiles:
 class ParquetRows:
     """The rows of one Parquet file; `recent` keeps row groups that are in use, of this file and of others."""
 
-    def __init__(self, file: Path, columns: Sequence[str] | None, recent: Recent) -> None:
+    def __init__(self, file: Path, name: str, columns: Sequence[str] | None, recent: Recent) -> None:
         import pyarrow  # noqa: PLC0415 (slow to import, and most runs read JSONL)
         from pyarrow import parquet  # noqa: PLC0415
 
@@ -170,7 +173,7 @@ class ParquetRows:
         self._columns = [name for name in columns if name in present] or None if columns is not None else None
         metadata = self._parquet.metadata
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self.name = file.name
+        self.name = name
         self._ends = list(itertools.accumulate(rows))
         self._recent = recent
         self._unreadable = (pyarrow.ArrowException, OSError)
@@ -314,7 +317,12 @@ def _open_files(files: Sequence[Path], kind: Format, columns: Sequence[str] | No
         if kind == "text":
             return TextFiles(files)
         recent = Recent()
-        opened = [JsonLines(file) if kind == "jsonl" else ParquetRows(file, columns, recent) for file in files]
+        above = os.path.commonpath([file.parent for file in files])
+        names = [file.relative_to(above).as_posix() for file in files]
+        opened = [
+            JsonLines(file, name) if kind == "jsonl" else ParquetRows(file, name, columns, recent)
+            for file, name in zip(files, names, strict=True)
+        ]
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     return opened[0] if len(opened) == 1 else Joined(opened)

@@ -86,14 +86,14 @@ def _heat_map(needles: NeedleReport) -> str:
 
 
 def _cell(needles: NeedleReport, length: int, depth: int) -> str:
-    share = needles.accuracy.get((length, depth))
+    counted = needles.by_cell.get((length, depth))
     attributes = _beyond(length, needles.facts["max_context"])
-    if share is None:
+    if counted is None:
         return f'<td{attributes}><span class="untried" title="not tried">&middot;</span></td>'
+    share: float = counted["accuracy"]
     background = mpl.colors.to_hex(mpl.colormaps[COLOUR_MAP](share))
     colour = "#000" if share > 0.5 else "#fff"
-    tried = sum((row["context_length"], row["depth_percent"]) == (length, depth) for row in needles.results)
-    title = f"{round(share * tried)} of {tried} found at {length:,} tokens, {depth}% deep"
+    title = f"{counted['correct']} of {counted['total']} found at {length:,} tokens, {depth}% deep"
     style = f"background:{background};color:{colour}"
     return f'<td{attributes}><span style="{style}" title="{title}">{100 * share:.0f}</span></td>'
 

@@ -56,6 +56,8 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if self.seconds < 1:
             raise UserError(f"--seconds {self.seconds}: give 1 or more")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: give 0 or more")
 
 
 @dataclass(frozen=True)

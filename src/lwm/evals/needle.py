@@ -53,8 +53,8 @@ class NeedleConfig:
     retrieve: int = 1
     #: of cities, numbers and stretches of text
     seed: int = 1234
-    #: room kept for the answer
-    answer_tokens: int = 64
+    #: room kept for the answer; by default 64, or 24 for each number asked for where that is more
+    answer_tokens: int | None = None
     #: prompts of one length are read together while they stay within this many tokens
     batch_tokens: int = 32_768
 
@@ -63,13 +63,17 @@ class NeedleConfig:
         if not 1 <= self.depths <= 101:
             raise UserError(f"--depths {self.depths}: give 1 to 101 depths")
         for name in ("rounds", "answer_tokens", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: give 1 or more")
         if not 1 <= self.retrieve <= self.needles <= len(NEEDLE_CITIES):
             raise UserError(
                 f"--needles {self.needles} --retrieve {self.retrieve}: "
                 f"hide 1 to {len(NEEDLE_CITIES)} and ask for 1 to as many"
             )
+
+    @property
+    def answer_room(self) -> int:
+        return self.answer_tokens or max(64, 24 * self.retrieve)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -138,7 +142,7 @@ def run_needle(config: NeedleConfig, model: LoadedModel, engine: Engine, on_cell
     """
     tokenizer = require_tokenizer(model)
     haystack = read_haystack(config.haystack, tokenizer.encode)
-    task = NeedleTask(haystack, tokenizer, engine, config.seed, config.answer_tokens, config.needles, config.retrieve)
+    task = NeedleTask(haystack, tokenizer, engine, config.seed, config.answer_room, config.needles, config.retrieve)
     for cell in config.cells[: config.depths * config.rounds]:  # the shortest: what fits them fits all
         task.trial(cell)
     settings = _settings(config, model, engine, haystack)
@@ -173,7 +177,7 @@ def _settings(config: NeedleConfig, model: LoadedModel, engine: Engine, haystack
         "needles": config.needles,
         "retrieve": config.retrieve,
         "seed": config.seed,
-        "answer_tokens": config.answer_tokens,
+        "answer_tokens": config.answer_room,
     }
 
 

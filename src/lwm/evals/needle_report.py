@@ -30,12 +30,17 @@ class NeedleReport:
         return sorted({row["depth_percent"] for row in self.results})
 
     @cached_property
-    def accuracy(self) -> dict[tuple[int, int], float]:
-        """The share of right answers at each (context length, depth) that was tried."""
-        answers: dict[tuple[int, int], list[bool]] = defaultdict(list)
+    def by_cell(self) -> dict[tuple[int, int], Row]:
+        """Right answers, trials, accuracy and its 95% interval for each (context length, depth) that was tried."""
+        answers: dict[tuple[int, int], list[Row]] = defaultdict(list)
         for row in self.results:
-            answers[row["context_length"], row["depth_percent"]].append(row["correct"])
-        return {place: sum(correct) / len(correct) for place, correct in answers.items()}
+            answers[row["context_length"], row["depth_percent"]].append(row)
+        return {cell: _counted(rows) for cell, rows in sorted(answers.items())}
+
+    @cached_property
+    def accuracy(self) -> dict[tuple[int, int], float]:
+        """The share of right answers of each cell."""
+        return {cell: counted["accuracy"] for cell, counted in self.by_cell.items()}
 
     @cached_property
     def by_length(self) -> dict[int, Row]:
@@ -58,8 +63,8 @@ class NeedleReport:
             "overall": _counted(self.results),
             "by_context_length": [{"context_length": length, **counted} for length, counted in self.by_length.items()],
             "by_cell": [
-                {"context_length": length, "depth_percent": depth, "accuracy": share}
-                for (length, depth), share in sorted(self.accuracy.items())
+                {"context_length": length, "depth_percent": depth, **counted}
+                for (length, depth), counted in self.by_cell.items()
             ],
         }
 

@@ -201,7 +201,7 @@ class Engine:
             with jax.set_mesh(self.mesh):
                 cache, lengths, logits, block, ended = _decode_block(
                     self.params, entries, marks, state.lengths, state.logits, done, np.int32(limit), stop,
-                    np.uint32(seed), np.int32(first), self.config, self.compute, sampling,
+                    np.uint32(seed % 2**32), np.int32(first), self.config, self.compute, sampling,
                 )  # fmt: skip
             new = [row[row >= 0].tolist() for row in np.asarray(block)[: state.num_rows]]
             generated = [row + more for row, more in zip(generated, new, strict=True)]

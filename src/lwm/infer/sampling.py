@@ -8,6 +8,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from lwm.core.errors import UserError
 
+#: a temperature below this would be 0 in fp32
+SHARPEST = 1e-30
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -45,7 +48,8 @@ def restrict(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B
 
     Tokens that tie with the last one allowed are allowed too. top_p as in Holtzman et al. 2020, section 3.1.
     """
-    logits = logits / sampling.temperature
+    # The likeliest stays at 0, and the others fall below it, however near to 0 the temperature is.
+    logits = (logits - logits.max(axis=-1, keepdims=True)) / max(sampling.temperature, SHARPEST)
     if 0 < sampling.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
         logits = jnp.where(logits >= least, logits, -jnp.inf)

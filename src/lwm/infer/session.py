@@ -105,7 +105,12 @@ class Session:
             raise UserError("the document is empty")
         began = time.perf_counter()
         document_tokens = len(self.tokenizer.encode(document))
-        room = max(0, self._room - QUESTION_TOKENS)
+        room = self._room - QUESTION_TOKENS
+        if room < 1:
+            raise UserError(
+                f"the model's context of {self.model.config.max_context} tokens has no room for a document beside a "
+                f"question of {QUESTION_TOKENS} and an answer of {self.max_new_tokens}: give fewer --max-new-tokens"
+            )
         if document_tokens > room:
             if truncate is None:
                 raise too_long("the document", document_tokens, room, TRUNCATE)

@@ -61,7 +61,7 @@ class World:
     words: tuple[str, ...]
     #: of the names, the part made up on the spot
     invented: float = 0.0
-    #: of the numbers, the part made of three digits, whose last one or two do not tell which comes next
+    #: of the numbers, the part made of three or four digits, whose last one or two do not tell which comes next
     few_digits: float = 0.0
 
     def facts(self, count: int, other_share: float, rng: np.random.Generator) -> list[Fact]:

@@ -44,7 +44,9 @@ def nano_256() -> Run:
     lwm train nano-256
     """
     data = replace(_TASKS, lengths=(256, 128), length_shares=(0.75, 0.25), max_facts=5, max_questions=5)
-    return _stage("nano-256", data, theta=FIRST_ROPE_THETA, rows=24, steps=400, learning_rate=2e-3, after="nano-start")
+    return _stage(
+        "nano-256", data, theta=FIRST_ROPE_THETA, batch_size=24, steps=400, learning_rate=2e-3, after="nano-start"
+    )
 
 
 def nano_2k() -> Run:
@@ -60,7 +62,7 @@ def nano_2k() -> Run:
         max_questions=14,
         span=16_384,
     )
-    return _stage("nano-2k", data, theta=1e13, rows=4, steps=250, learning_rate=2e-3, after="nano-256")
+    return _stage("nano-2k", data, theta=1e13, batch_size=4, steps=250, learning_rate=2e-3, after="nano-256")
 
 
 def nano_8k() -> Run:
@@ -76,7 +78,7 @@ def nano_8k() -> Run:
         max_questions=20,
         span=131_072,
     )
-    return _stage("nano-8k", data, theta=1e16, rows=1, steps=170, learning_rate=1.5e-3, after="nano-2k")
+    return _stage("nano-8k", data, theta=1e16, batch_size=1, steps=170, learning_rate=1.5e-3, after="nano-2k")
 
 
 def nano_16k() -> Run:
@@ -92,7 +94,7 @@ def nano_16k() -> Run:
         max_questions=24,
         span=131_072,
     )
-    return _stage("nano-16k", data, theta=1e16, rows=1, steps=48, learning_rate=7e-4, after="nano-8k")
+    return _stage("nano-16k", data, theta=1e16, batch_size=1, steps=48, learning_rate=7e-4, after="nano-8k")
 
 
 STAGES: dict[str, Callable[[], Run]] = {
@@ -103,23 +105,27 @@ STAGES: dict[str, Callable[[], Run]] = {
 }
 
 
-def _stage(name: str, data: TaskData, *, theta: float, rows: int, steps: int, learning_rate: float, after: str) -> Run:
-    """A run whose held-out accuracy is that of answers about unseen text, with names never planted in training."""
+def _stage(
+    name: str, data: TaskData, *, theta: float, batch_size: int, steps: int, learning_rate: float, after: str
+) -> Run:
+    """A run whose held-out accuracy is that of answers about unseen text, with names never planted in training.
+
+    The model's context is a row: distances beyond it are learned, but not to find one among so many tokens.
+    """
     length = max(data.lengths)
     return Run(
         name=name,
-        model=lengthen(SIZES["nano"], max(length, data.span), theta),
+        model=lengthen(SIZES["nano"], length, theta),
         data=data,
         tokenizer=str(TOKENIZER_FILE),
         steps=steps,
-        batch_size=rows,
+        batch_size=batch_size,
         seq_len=length,
         optimizer=OptimizerConfig(
             learning_rate=learning_rate,
             end_learning_rate=learning_rate / 10,
             schedule="cosine",
             warmup_steps=steps // 20,
-            decay_steps=steps,
         ),
         compute=Compute(remat="none"),
         weighting="tokens",
@@ -133,7 +139,7 @@ def _stage(name: str, data: TaskData, *, theta: float, rows: int, steps: int, le
             line_questions=0.0,
             split="held_out",
         ),
-        held_out_batches=max(1, min(32 // rows, 4096 * 4 // (rows * length))),
+        held_out_batches=max(1, min(32 // batch_size, 4096 * 4 // (batch_size * length))),
         log_every=max(1, steps // 100),
         eval_every=max(1, steps // 20),
         checkpoint_every=max(1, steps // 20),

@@ -86,6 +86,8 @@ class TaskData:
             raise UserError(
                 f"records of {min(self.lengths)} tokens have no room for a fact and a question: take {MIN_LENGTH}"
             )
+        if self.seed < 0:
+            raise UserError(f"seed {self.seed} must be 0 or more")
         if 0 < self.span <= max(self.lengths):
             raise UserError(f"a span of {self.span} leaves records of {max(self.lengths)} tokens no room to skip")
 
@@ -160,6 +162,7 @@ class TaskSource:
         They teach distances that rows of this length do not have, at the price of these rows.
         """
         reach = int(np.exp(rng.uniform(np.log(count), np.log(self._config.span))))
+        reach = max(reach, count)
         skips = np.zeros(count, np.int64)
         places = rng.integers(1, count, rng.integers(1, MAX_SKIPS + 1))
         np.add.at(skips, places, rng.multinomial(reach - count, rng.dirichlet(np.ones(len(places)))))

@@ -43,9 +43,9 @@ from lwm.train.metrics import (
     as_json,
     import_wandb,
 )
-from lwm.train.run import Run, open_directory, require_directory, require_runnable, saved_steps
+from lwm.train.run import Run, open_directory, require_beginning, require_directory, require_runnable, saved_steps
 from lwm.train.step import Metrics, TrainState, abstract_state, init_state, make_eval_step, make_train_step, summarize
-from lwm.weights.store import load_model, save_model
+from lwm.weights.store import EMBEDDED, load_model, save_model
 
 Values = dict[str, float]
 
@@ -94,6 +94,7 @@ def train(run: Run, resume: bool = False) -> TrainResult:
         require_directory(run, resume)
         source = run.data.open(tokenizer)
         held_out = None if run.held_out is None else run.held_out.open(tokenizer)
+        measure = None if held_out is None else make_evaluation(run, held_out, mesh)
         with Feed(run, source, mesh) as feed:
             begin = resumed(run, feed, mesh) if resume else started(run, feed, mesh)
             feed.make_ready()
@@ -102,7 +103,7 @@ def train(run: Run, resume: bool = False) -> TrainResult:
                 Checkpoints(run.checkpoints, run.keep_checkpoints) as checkpoints,
                 open_sinks(run, begin.step) as sinks,
             ):
-                hooks = make_hooks(run, held_out, mesh, sinks, checkpoints)
+                hooks = make_hooks(run, measure, sinks, checkpoints)
                 end, stopped_by = take_steps(run, begin, feed, hooks, checkpoints)
         if stopped_by is None:
             publish(run, end.state.params)
@@ -123,12 +124,13 @@ def join_processes() -> None:
 
 def started(run: Run, feed: Feed, mesh: Mesh) -> Moment:
     """Before the first step."""
+    require_beginning(run)
     declaration = declare(run.model)
     if run.init_from is None:
         params = declared.init_sharded(declaration, jax.random.key(run.seed), jnp.float32, mesh)
     else:
         params = params_from(run.init_from, declared.abstract(declaration, jnp.float32, mesh), mesh)
-    return Moment(0, init_state(run.model, run.optimizer, mesh, params), {}, feed.get_state())
+    return Moment(0, init_state(run.model, run.optimizer.ending_at(run.steps), mesh, params), {}, feed.get_state())
 
 
 def params_from(source: str, target: Any, mesh: Mesh) -> Any:
@@ -137,12 +139,14 @@ def params_from(source: str, target: Any, mesh: Mesh) -> Any:
     Raises:
         UserError: there is nothing to load, or it has other shapes.
     """
-    directory = Path(source)
-    if saved_steps(directory / "checkpoints"):
-        with Checkpoints(directory / "checkpoints") as earlier:
-            return earlier.restore_params(target)
-    finished = directory / "model"
-    params = load_model(finished if os.path.isdir(finished) else source, mesh, "float32").params
+    if source not in EMBEDDED:
+        directory = Path(source)
+        if saved_steps(directory / "checkpoints"):
+            with Checkpoints(directory / "checkpoints") as earlier:
+                return earlier.restore_params(target)
+        if os.path.isdir(directory / "model"):
+            source = str(directory / "model")
+    params = load_model(source, mesh, "float32").params
     require_same_shapes(source, shapes_by_name(params), shapes_by_name(target))
     return params
 
@@ -150,7 +154,7 @@ def params_from(source: str, target: Any, mesh: Mesh) -> Any:
 def resumed(run: Run, feed: Feed, mesh: Mesh) -> Moment:
     """Where the last checkpoint stands, on the mesh of today."""
     with Checkpoints(run.checkpoints) as earlier:
-        state, loader_state = earlier.restore(abstract_state(run.model, run.optimizer, mesh))
+        state, loader_state = earlier.restore(abstract_state(run.model, run.optimizer.ending_at(run.steps), mesh))
     feed.set_state(loader_state)
     return Moment(int(state.step), state, {}, loader_state)
 
@@ -166,7 +170,7 @@ def open_sinks(run: Run, start: int) -> Sinks:
 
 
 def make_hooks(
-    run: Run, held_out: ExampleSource | ExampleStream | None, mesh: Mesh, sinks: Sinks, checkpoints: Checkpoints
+    run: Run, measure: Callable[[Any], Values] | None, sinks: Sinks, checkpoints: Checkpoints
 ) -> list[tuple[int, Hook]]:
     """All that a run does besides stepping, and every how many steps."""
     meter = Meter()
@@ -179,8 +183,7 @@ def make_hooks(
         (run.log_every, log),
         (run.checkpoint_every, lambda moment: save(run, moment, checkpoints)),
     ]
-    if held_out is not None:
-        measure = make_evaluation(run, held_out, mesh)
+    if measure is not None:
 
         def evaluate(moment: Moment) -> None:
             sinks.write(moment.step, measure(moment.state.params))
@@ -191,11 +194,16 @@ def make_hooks(
 
 
 def make_evaluation(run: Run, source: ExampleSource | ExampleStream, mesh: Mesh) -> Callable[[Any], Values]:
-    """The loss and accuracy of parameters on the same held-out batches each time."""
+    """The loss and accuracy of parameters on the same held-out batches each time.
+
+    Raises:
+        UserError: the records cannot be read or used.
+    """
     eval_step = make_eval_step(run.model, run.compute, mesh)
     summary = jax.jit(partial(summarize, vocab=run.model.vocab))
     feed = Feed(run, source, mesh)
     beginning = feed.get_state()
+    feed.make_ready()
 
     def measure(params: Any) -> Values:
         feed.set_state(beginning)
@@ -211,7 +219,8 @@ def take_steps(
     run: Run, begin: Moment, feed: Feed, hooks: list[tuple[int, Hook]], checkpoints: Checkpoints
 ) -> tuple[Moment, int | None]:
     """Step until the last step or a signal; return both."""
-    train_step = make_train_step(run.model, run.compute, run.optimizer, feed.mesh, run.gradient_accumulation)
+    optimizer = run.optimizer.ending_at(run.steps)
+    train_step = make_train_step(run.model, run.compute, optimizer, feed.mesh, run.gradient_accumulation)
     now = begin
     with Interruption() as interruption:
         while now.step < run.steps and not interruption.agreed():

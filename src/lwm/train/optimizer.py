@@ -1,6 +1,6 @@
 """AdamW with the paper's schedules, as an optax chain."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -20,7 +20,7 @@ class OptimizerConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     #: steps over which the learning rate rises linearly from 0
     warmup_steps: int = 0
-    #: the step, counted from the first one, at which a cosine reaches its end
+    #: the step, counted from the first one, at which a cosine reaches its end; 0: the run's last
     decay_steps: int = 0
     b1: float = 0.9
     b2: float = 0.95
@@ -30,12 +30,16 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.schedule == "cosine" and self.decay_steps <= self.warmup_steps:
+        if self.schedule == "cosine" and 0 < self.decay_steps <= self.warmup_steps:
             raise UserError(
                 f"a cosine schedule needs decay_steps ({self.decay_steps}) beyond warmup_steps ({self.warmup_steps})"
             )
         if self.learning_rate <= 0 or self.clip_norm <= 0:
             raise UserError(f"learning_rate {self.learning_rate} and clip_norm {self.clip_norm} must be positive")
+
+    def ending_at(self, steps: int) -> "OptimizerConfig":
+        """The same with the end of the schedule filled in, for a run of so many steps (it may end in the warm-up)."""
+        return replace(self, decay_steps=self.decay_steps or max(steps, self.warmup_steps + 1))
 
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:

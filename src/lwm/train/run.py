@@ -24,8 +24,8 @@ from lwm.weights.store import EMBEDDED
 
 CONFIG = "config.json"
 
-#: what must stay the same for a resumed run to be the same run; the loader compares the settings of its own
-_IDENTITY = ("model", "data", "tokenizer_sha256")
+#: of the data, what may change while a run pauses: the loader knows the records by file names and number
+_MAY_CHANGE = ("path", "max_bad_records")
 
 
 @runtime_checkable
@@ -120,6 +120,14 @@ def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
             f"the tokenizer {run.tokenizer} does not match the model: it has {tokenizer.size} ids, "
             f"the model {run.model.vocab.text_size} text ids"
         )
+
+
+def require_beginning(run: Run) -> None:
+    """Refuse parameters to start from that are not there.
+
+    Raises:
+        UserError: says what to name.
+    """
     if run.init_from == "":
         raise UserError(f"{run.name} starts from a model: name the directory of a run or of a model with --init-from")
     if run.init_from is not None and run.init_from not in EMBEDDED and not os.path.isdir(run.init_from):
@@ -154,13 +162,20 @@ def require_same_run(run: Run, stored: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the first field that differs.
     """
-    values = described(run)
-    for name in _IDENTITY:
-        if values[name] != stored.get(name):
+    now, then = _identity(described(run)), _identity(stored)
+    for name in sorted({*now, *then}):
+        if now.get(name) != then.get(name):
             raise UserError(
-                f"{run.out} was started with another {name} ({stored.get(name)}; now {values[name]}): "
+                f"{run.out} was started with another {name} ({then.get(name)}; now {now.get(name)}): "
                 "resume it as it was, or start a run in another directory with --init-from"
             )
+
+
+def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What must stay the same for a resumed run to be the same run; the loader compares the settings of its own."""
+    model = {f"model.{name}": value for name, value in values.get("model", {}).items()}
+    data = {f"data.{name}": value for name, value in values.get("data", {}).items() if name not in _MAY_CHANGE}
+    return model | data | {"tokenizer": values.get("tokenizer_sha256")}
 
 
 def described(run: Run) -> dict[str, Any]:
