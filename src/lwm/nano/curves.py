@@ -47,8 +47,8 @@ def draw(stages: Sequence[tuple[str, int, list[Row]]], picture: Path) -> None:
         seen += rows[-1]["step"] * tokens / 1e6
         for axes in (loss, accuracy):
             axes.axvline(seen, color="0.9", zorder=0)
-    loss.set(ylabel="loss", title="The nano model's stages: training (grey), answers about held-out text (blue)")
-    accuracy.set(ylabel="share of right answer tokens", xlabel="million tokens", ylim=(0, 1.02))
+    loss.set(ylabel="loss", title="The nano model's stages: training (grey), held-out text and answers (blue)")
+    accuracy.set(ylabel="right tokens, by loss weight", xlabel="million tokens", ylim=(0, 1.02))
     figure.savefig(picture, dpi=110)
 
 

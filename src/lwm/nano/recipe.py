@@ -81,27 +81,10 @@ def nano_8k() -> Run:
     return _stage("nano-8k", data, theta=1e16, batch_size=1, steps=170, learning_rate=1.5e-3, after="nano-2k")
 
 
-def nano_16k() -> Run:
-    """Twice as many once more: what is asked for has to stand out among more words.
-
-    lwm train nano-16k
-    """
-    data = replace(
-        _TASKS,
-        lengths=(16_384, 4096, 1024),
-        length_shares=(0.4, 0.3, 0.3),
-        max_facts=12,
-        max_questions=24,
-        span=131_072,
-    )
-    return _stage("nano-16k", data, theta=1e16, batch_size=1, steps=48, learning_rate=7e-4, after="nano-8k")
-
-
 STAGES: dict[str, Callable[[], Run]] = {
     "nano-256": nano_256,
     "nano-2k": nano_2k,
     "nano-8k": nano_8k,
-    "nano-16k": nano_16k,
 }
 
 

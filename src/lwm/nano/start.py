@@ -1,14 +1,16 @@
-"""The weights that training begins with: random, but for five heads that are set so that they copy.
+"""The weights that training begins with: random, but for seven heads that are set so that they copy.
 
 A model of this size needs millions of tokens to find out that what followed once may follow again, and most of them
 pass on a plateau (docs/log.md). The circuit that does it is known (Olsson et al. 2022, induction heads), so it is
 written down here, and gradient descent begins with a model that copies half of what repeats:
 
-    layer 0   a head each attends to the token 1, 4 and 5 back, and writes what it reads into a room of its own
+    layer 0   a head each attends to the token 1, 2, 4 and 5 back, and writes what it reads into a room of its own
     layer 1   two heads compare the token at hand and the one 4 back with what stood 1 and 5 back elsewhere: where both
-              agree is what came next after the same words, and they write that to the output
+              agree is what came next after the same words, and they write that to the output; a third compares the
+              token at hand and the one 1 back with those 1 and 2 back
 
-One token would do to copy; the second, four back, is where a planted name ends when its number begins.
+One token would do to copy. The second, four back, is where a planted name ends when its number begins; the one before
+tells apart numbers that share a digit.
 """
 
 import dataclasses
@@ -37,7 +39,7 @@ NUM_FAST_PAIRS, SLOW_TURN, NEAR_SHARE = 6, 1e-3, 0.6
 
 
 def starting_params(config: ModelConfig, seed: int = 0) -> Transformer:
-    """Fresh fp32 parameters with the circuit set; the model has 2 layers, 3 heads and D >= 4 h or more."""
+    """Fresh fp32 parameters with the circuit set; the model has 2 layers or more, 4 heads and D >= 4 h."""
     drawn = jax.tree.map(np.array, parameters.init(declare(config), jax.random.key(seed), jnp.float32))
     layers, D, h = drawn.layers, config.hidden_size, config.head_width
     directions = np.linalg.qr(np.random.default_rng(seed).normal(size=(D, D)))[0].astype(np.float32)
