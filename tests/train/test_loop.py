@@ -265,3 +265,11 @@ def test_an_output_that_is_a_file_is_refused(make_run: Callable[..., Run], tmp_p
 def test_resuming_nothing_is_refused(make_run: Callable[..., Run]):
     with pytest.raises(UserError, match="no checkpoint"):
         train(make_run(), resume=True)
+
+
+def test_a_description_that_cannot_be_read_is_named(make_run: Callable[..., Run]):
+    run = make_run(steps=1)
+    train(run)
+    (run.out / "config.json").write_text("{broken")
+    with pytest.raises(UserError, match=r"config\.json does not tell which run this is"):
+        train(run, resume=True)

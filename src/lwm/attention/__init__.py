@@ -68,9 +68,8 @@ def _all_to_all_degree(config: AttentionConfig, num_devices: int, num_heads: int
     Raises:
         UserError: the degree does not divide the sp axis, or the heads a device has do not divide over it.
     """
-    degree = {"ring": 1, "all_to_all": num_devices, "hybrid": min(config.all_to_all_degree, num_devices)}[
-        config.context
-    ]
+    alone = num_devices == 1
+    degree = {"ring": 1, "all_to_all": num_devices, "hybrid": 1 if alone else config.all_to_all_degree}[config.context]
     if num_devices % degree:
         raise UserError(
             f"hybrid attention: all_to_all_degree {degree} does not divide sp={num_devices}: choose one that does"

@@ -147,8 +147,12 @@ def require_directory(run: Run, resume: bool) -> None:
         raise UserError(f"{run.out} already holds step {max(saved)} of a run: add --resume, or choose another --out")
     if resume and not saved:
         raise UserError(f"{run.out} holds no checkpoint to resume from: leave --resume out")
-    if resume and (run.out / CONFIG).exists():
-        require_same_run(run, json.loads((run.out / CONFIG).read_text(encoding="utf-8")))
+    if resume and (config := run.out / CONFIG).exists():
+        try:
+            stored = json.loads(config.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise UserError(f"{config} does not tell which run this is: {error}; restore it or delete it") from None
+        require_same_run(run, stored)
 
 
 def saved_steps(directory: Path) -> list[int]:
