@@ -167,6 +167,15 @@ def test_a_run_that_was_stopped_says_how_to_go_on(
     assert capsys.readouterr().out == f"stopped after step 5; go on with: {again}\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_ends_in_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-c", "from lwm.cli import main; raise SystemExit(main(['--help']))"]
+        outcome = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert outcome.returncode == 2
+    assert outcome.stderr == "lwm: cannot write any more: No space left on device\n"
+
+
 def raises(error: BaseException) -> Verb:
     def call(arguments: cli.Arguments) -> int:
         raise error

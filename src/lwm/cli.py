@@ -5,6 +5,7 @@ A verb imports its own rooms when it is called, so that `lwm --help` and a misty
 
 import dataclasses
 import difflib
+import errno
 import json
 import os
 import shlex
@@ -12,8 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lwm.core.errors import UserError
@@ -221,17 +220,13 @@ def check(arguments: Arguments) -> int:
     """`lwm check RECORDS`; 1 if any record is malformed."""
     from lwm.data.check import CheckConfig
     from lwm.data.check import check as check_records
+    from lwm.weights.store import EMBEDDED
 
     (config,) = parse("check", arguments, CheckConfig)
     with progress("records") as report:
-        found = check_records(config, nano_directory(), report)
+        found = check_records(config, EMBEDDED["nano"], report)
     show(found)
     return 1 if found.bad else 0
-
-
-def nano_directory() -> Path:
-    """The model directory that comes with the package."""
-    return Path(str(resources.files("lwm").joinpath("nano", "weights")))
 
 
 def generate_text(arguments: Arguments) -> None:
@@ -349,6 +344,9 @@ VERBS: dict[str, Verb] = {
     ),
 }
 
+#: the reader is gone; the disk is full, over quota, read-only, broken: what may come in the middle of any work
+WRITE_REFUSALS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
 ABOUT = "LWM: one transformer over long documents."
 HELP = ("-h", "--help")
 
@@ -381,13 +379,20 @@ def dispatch(arguments: Arguments) -> int:
 def main(arguments: Arguments | None = None) -> int:
     """The console script. Bad input ends with code 2 and one sentence, Ctrl-C with 130; a bug keeps its traceback."""
     try:
-        return dispatch(sys.argv[1:] if arguments is None else arguments)
+        code = dispatch(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         note(str(error))
         return 2
     except KeyboardInterrupt:
         note("interrupted")
         return 130
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except OSError as error:
+        if error.errno not in WRITE_REFUSALS:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the output cannot go there either
+        if error.errno == errno.EPIPE:  # whoever read it has seen enough
+            return 141
+        note(f"cannot write {error.filename or 'any more'}: {error.strerror}")
+        return 2

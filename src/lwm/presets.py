@@ -5,7 +5,6 @@ batch. `lwm train NAME --help` lists what can be changed.
 """
 
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 from lwm.core.errors import UserError
@@ -13,9 +12,10 @@ from lwm.core.mesh import MeshShape
 from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
 from lwm.model.config import SIZES, ModelConfig, lengthen
+from lwm.nano.recipe import STAGES
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
-from lwm.weights.store import read_config
+from lwm.weights.store import EMBEDDED, read_config
 
 Preset = Callable[[], Run]
 
@@ -44,7 +44,7 @@ def tiny() -> Run:
         name="tiny",
         model=model,
         data=RecordData(path=""),
-        tokenizer=str(resources.files("lwm").joinpath("nano", "weights")),
+        tokenizer=str(EMBEDDED["nano"]),
         steps=200,
         batch_size=8,
         seq_len=256,
@@ -66,7 +66,7 @@ def nano_text() -> Run:
         name="nano-text",
         model=read_config("nano"),
         data=RecordData(path=""),
-        tokenizer=str(resources.files("lwm").joinpath("nano", "weights")),
+        tokenizer=str(EMBEDDED["nano"]),
         steps=200,
         batch_size=4,
         seq_len=1024,
@@ -164,8 +164,6 @@ PRESETS: dict[str, Preset] = {
 
 def presets() -> dict[str, Preset]:
     """Every named run, those of the embedded model included."""
-    from lwm.nano.recipe import STAGES  # noqa: PLC0415
-
     return PRESETS | STAGES
 
 

@@ -6,7 +6,7 @@ import pytest
 from lwm.core.errors import UserError
 from lwm.data.examples import BOS, EOS, Encoder, Part, RecordData, parse_fields
 from lwm.data.packing import Packing, cut
-from lwm.data.sources import BadRecordError, Record
+from lwm.data.records import BadRecordError, Record
 
 CHAT = {"system": "Hi.", "prompt": "2+2?", "answer": "4!"}
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from lwm.core.errors import UserError
-from lwm.data import recent, sources
-from lwm.data.sources import BadRecordError, index_lines, open_records, stream_records
+from lwm.data import local, recent
+from lwm.data.local import index_lines
+from lwm.data.records import BadRecordError
+from lwm.data.sources import open_records, stream_records
 
 ROWS = [{"text": f"row {number}", "number": number} for number in range(23)]
 
@@ -26,7 +28,7 @@ def quiet(monkeypatch, tmp_path):
 @given(content=st.binary(max_size=60).map(lambda content: content.replace(b"\x01", b"\n")), block=st.integers(1, 9))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_line_index_agrees_with_splitting_whatever_the_block(content, block, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "SCAN_BLOCK_BYTES", block)
+    monkeypatch.setattr(local, "SCAN_BLOCK_BYTES", block)
     file = tmp_path / "lines"
     file.write_bytes(content)
     offsets = index_lines(file)

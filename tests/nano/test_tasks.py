@@ -8,7 +8,7 @@ from lwm.core.errors import UserError
 from lwm.infer.prompts import needle, needle_prompt
 from lwm.nano.corpus import held_out_documents
 from lwm.nano.facts import REQUESTS, Fact, answer, held_out_world, question, training_world
-from lwm.nano.tasks import ANSWER, LINE, MAX_SKIPS, TaskData, TaskSource
+from lwm.nano.tasks import ANSWER, LINE, MAX_SKIPS, TEXT, TaskData, TaskSource
 
 FACTS = TaskData(
     (512,), facts=1.0, quotes=0.0, other_facts=0.4, line_questions=0.3, requests=0.5, max_facts=6, max_questions=8
@@ -98,6 +98,8 @@ def test_positions_skip_over_every_distance_up_to_the_span(open_source):
         assert example.tokens.tolist() == plain[index].tokens.tolist()
         steps = np.diff(example.positions)
         assert steps.min() == 1 and 0 < (steps > 1).sum() <= MAX_SKIPS
+        if example.record_id.startswith("facts"):
+            assert (example.loss_weights[1:][steps > 1] == np.float32(TEXT)).all(), "a fact or an answer is torn apart"
         reached.append(int(np.ptp(example.positions)))
     assert 512 <= min(reached) < 1024 and 4096 < max(reached) < 8192
     assert plain[0].positions is None

@@ -216,7 +216,7 @@ def test_resuming_with_another_batch_size_is_refused_and_changes_nothing(straigh
 def test_starting_from_another_model_is_refused_and_leaves_nothing(straight: Run, make_run: Callable[..., Run], part):
     wider = replace(straight.model, intermediate_size=72)
     run = make_run(model=wider, init_from=str(straight.out / part))
-    with pytest.raises(UserError, match="is of another model"):
+    with pytest.raises(UserError, match="are not those of this run"):
         train(run)
     assert not run.out.exists()
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +71,8 @@ def shardings(declaration: Tree, mesh: Mesh) -> Tree:
             axes = LOGICAL_AXES[name] if name else ()
             ways = math.prod(mesh.shape[axis] for axis in axes)
             if size % ways:
-                where = jax.tree_util.keystr(path, simple=True, separator=".")
                 over = " x ".join(axes)
+                where = tensor_name(path)
                 raise UserError(f"{where}: its {name} axis of {size} is not divisible by {ways}, the mesh's {over}")
         return sharding(mesh, *parameter.axes)
 
@@ -97,6 +97,42 @@ def init_sharded(declaration: Tree, key: jax.Array, dtype: DTypeLike, mesh: Mesh
 def count(declaration: Tree) -> int:
     """Number of scalars."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(declaration, is_leaf=_is_declared))
+
+
+def tensor_name(path: tuple[Any, ...]) -> str:
+    """How files and messages name the tensor at a path of the tree: `layers.query`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Each tensor under its name, whether the tree is of dictionaries or of dataclasses."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {tensor_name(path): leaf for path, leaf in leaves}
+
+
+def shapes_by_name(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor under its name."""
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
+
+
+def require_same_shapes(
+    where: str, stored: dict[str, tuple[int, ...]], wanted_by: str, wanted: dict[str, tuple[int, ...]]
+) -> None:
+    """Refuse tensors of another model.
+
+    Raises:
+        UserError: names the first three that differ, and their shapes.
+    """
+    problems = [f"{name} is missing" for name in wanted.keys() - stored.keys()]
+    problems += [f"{name} is not a tensor of this model" for name in stored.keys() - wanted.keys()]
+    problems += [
+        f"{name} has shape {stored[name]} and should have {wanted[name]}"
+        for name in wanted.keys() & stored.keys()
+        if stored[name] != wanted[name]
+    ]
+    if problems:
+        first, more = ", ".join(sorted(problems)[:3]), f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"the tensors in {where} are not those of {wanted_by}: {first}{more}")
 
 
 def gather(declaration: Tree, params: Tree, dtype: DTypeLike) -> Tree:

@@ -19,7 +19,7 @@ from lwm.core.errors import UserError
 from lwm.data.examples import Example, RecordData, RecordExamples
 from lwm.data.loader import Loader
 from lwm.data.packing import LongDocuments, Weighting
-from lwm.data.sources import BadRecordError
+from lwm.data.records import BadRecordError
 from lwm.data.tokenizer import Tokenizer, load_tokenizer
 
 Progress = Callable[[int, int], None]

@@ -23,16 +23,9 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from lwm.core.errors import UserError
+from lwm.data.records import BadRecordError, Record, RecordSource, RecordStream
 from lwm.data.shuffle import fold
-from lwm.data.sources import (
-    BadRecordError,
-    FormatChoice,
-    Record,
-    RecordSource,
-    RecordStream,
-    open_records,
-    stream_records,
-)
+from lwm.data.sources import FormatChoice, open_records, stream_records
 from lwm.data.tokenizer import Tokenizer
 
 logger = logging.getLogger("lwm.data")

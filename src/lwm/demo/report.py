@@ -148,7 +148,8 @@ def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
+    """Rounded, but only all of it is 100%."""
+    return f"{100 * share if share == 1 else min(100 * share, 99):.0f}%"
 
 
 def _count(number: int) -> str:

@@ -47,9 +47,14 @@ class Journal:
         return journal
 
     def rows(self) -> list[Row]:
-        """All finished cells, in the order they were finished."""
+        """All finished cells, in the order they were finished.
+
+        Raises:
+            UserError: a line is not one of them (names it).
+        """
         path = self.directory / ROWS
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return [_read_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
     def add(self, rows: Iterable[Row]) -> None:
         """Keep finished cells; when it returns they are on the disk."""
@@ -65,6 +70,16 @@ class Journal:
             written = path.read_bytes()
             if not written.endswith(b"\n"):
                 os.truncate(path, written.rfind(b"\n") + 1)
+
+
+def _read_row(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is not a result: delete the line and its cell is run again")
+    return row
 
 
 def _read_settings(path: Path) -> Row | None:

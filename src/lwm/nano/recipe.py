@@ -58,6 +58,7 @@ def nano_2k() -> Run:
         _TASKS,
         lengths=(2048, 1024, 512, 256),
         length_shares=(0.3, 0.3, 0.2, 0.2),
+        other_facts=0.25,
         max_facts=10,
         max_questions=14,
         span=16_384,
@@ -74,11 +75,14 @@ def nano_8k() -> Run:
         _TASKS,
         lengths=(8192, 4096, 2048, 1024),
         length_shares=(0.3, 0.3, 0.2, 0.2),
-        max_facts=12,
-        max_questions=20,
+        quotes=0.1,
+        text=0.0,
+        other_facts=0.3,
+        max_facts=20,
+        max_questions=30,
         span=131_072,
     )
-    return _stage("nano-8k", data, theta=1e16, batch_size=1, steps=170, learning_rate=1.5e-3, after="nano-2k")
+    return _stage("nano-8k", data, theta=1e16, batch_size=2, steps=160, learning_rate=1.2e-3, after="nano-2k")
 
 
 STAGES: dict[str, Callable[[], Run]] = {

@@ -154,17 +154,20 @@ class TaskSource:
         length = int(rng.choice(self._config.lengths, p=self._length_shares)) + 1
         kind = str(rng.choice(list(self._builders), p=self._builder_shares))
         example = self._builders[kind](length, rng).example(f"{kind}/{self._config.seed}/{index}")
-        return replace(example, positions=self._skip(len(example.tokens), rng)) if self._config.span else example
+        return replace(example, positions=self._skip(example.loss_weights, rng)) if self._config.span else example
 
-    def _skip(self, count: int, rng: np.random.Generator) -> np.ndarray:
+    def _skip(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Positions of a text that had been longer, by any factor alike up to `span` (Zhu et al. 2023, PoSE).
 
-        They teach distances that rows of this length do not have, at the price of these rows.
+        They teach distances that rows of this length do not have, at the price of these rows. Facts, questions and
+        answers stay whole: a number with a gap in it cannot be read.
         """
+        count = len(weights)
         reach = int(np.exp(rng.uniform(np.log(count), np.log(self._config.span))))
         reach = max(reach, count)
         skips = np.zeros(count, np.int64)
-        places = rng.integers(1, count, rng.integers(1, MAX_SKIPS + 1))
+        text = np.flatnonzero(weights[1:] == np.float32(TEXT)) + 1
+        places = rng.choice(text if len(text) else np.arange(1, count), rng.integers(1, MAX_SKIPS + 1))
         np.add.at(skips, places, rng.multinomial(reach - count, rng.dirichlet(np.ones(len(places)))))
         return (np.arange(count) + skips.cumsum()).astype(np.int32)
 

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from lwm.core.errors import UserError
+from lwm.core.params import require_same_shapes, shapes_by_name
 from lwm.train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save as a warning or an info line
@@ -94,25 +95,7 @@ class Checkpoints:
 
     def _require_shapes(self, step: int, target: Any) -> None:
         stored = self._manager.item_metadata(step)["params"].tree
-        require_same_shapes(str(self.directory / str(step)), shapes_by_name(stored), shapes_by_name(target))
-
-
-def shapes_by_name(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor under its dotted path, whether the tree is of dictionaries or of dataclasses."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
-    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def require_same_shapes(where: str, stored: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
-    """Refuse tensors of another model.
-
-    Raises:
-        UserError: names the first tensor that differs, and both shapes.
-    """
-    for name in sorted(stored.keys() | expected.keys()):
-        there, here = stored.get(name, "no such tensor"), expected.get(name, "no such tensor")
-        if there != here:
-            raise UserError(f"{where} is of another model: {name} is {there} there and {here} in this run's model")
+        require_same_shapes(str(self.directory / str(step)), shapes_by_name(stored), "this run", shapes_by_name(target))
 
 
 def gather_json(values: dict[str, Any]) -> list[dict[str, Any]]:

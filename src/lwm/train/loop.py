@@ -30,7 +30,7 @@ from lwm.data.loader import merge_states
 from lwm.data.tokenizer import load_tokenizer, tokenizer_file
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
-from lwm.train.checkpoint import Checkpoints, gather_json, require_same_shapes, shapes_by_name
+from lwm.train.checkpoint import Checkpoints, gather_json
 from lwm.train.feed import Fed, Feed
 from lwm.train.metrics import (
     JsonLines,
@@ -147,7 +147,7 @@ def params_from(source: str, target: Any, mesh: Mesh) -> Any:
         if os.path.isdir(directory / "model"):
             source = str(directory / "model")
     params = load_model(source, mesh, "float32").params
-    require_same_shapes(source, shapes_by_name(params), shapes_by_name(target))
+    declared.require_same_shapes(source, declared.shapes_by_name(params), "this run", declared.shapes_by_name(target))
     return params
 
 

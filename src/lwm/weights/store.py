@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,7 +26,7 @@ from safetensors.numpy import save_file
 
 from lwm.core.errors import UserError
 from lwm.core.files import write_json
-from lwm.core.params import abstract, shardings
+from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name, shardings, tensor_name
 from lwm.data.tokenizer import SPECIAL_TOKEN_FILES, TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import Transformer, declare
@@ -38,8 +37,8 @@ INDEX = "model.safetensors.index.json"
 MODEL_TYPE = "lwm"
 MAX_SHARD_BYTES = 5 * 10**9
 
-#: models that come with the package, by name
-EMBEDDED = {"nano": ("nano", "weights")}
+#: models that come with the package, by name, and the directories they are in
+EMBEDDED = {"nano": Path(str(resources.files("lwm").joinpath("nano", "weights")))}
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _model_files(directory: Path) -> list[Path]:
 
 
 def _write(directory: Path, config: ModelConfig, params: Transformer, tokenizer: Path | None, dtype: np.dtype) -> None:
-    shards = _plan_shards(dict(_named_leaves(params)), dtype)
+    shards = _plan_shards(named_leaves(params), dtype)
     for file, tensors in shards.items():
         save_file({name: np.asarray(leaf).astype(dtype, order="C") for name, leaf in tensors.items()}, directory / file)
     if len(shards) > 1:
@@ -170,10 +169,11 @@ def load_model(name_or_directory: str | Path, mesh: Mesh, dtype: str = "float32"
     tokenizer = _read_tokenizer(directory, config)
     files = _open_tensors(directory)
     wanted = abstract(declare(config), jnp.dtype(dtype))
-    _require_same_tensors(directory, files, dict(_named_leaves(wanted)))
+    stored_shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}
+    require_same_shapes(str(directory), stored_shapes, f"its {CONFIG}", shapes_by_name(wanted))
 
     def read(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, placed: NamedSharding) -> jax.Array:
-        name = _name(path)
+        name = tensor_name(path)
         stored = files[name].get_slice(name)
         return jax.make_array_from_callback(leaf.shape, placed, lambda index: stored[index].astype(leaf.dtype))
 
@@ -198,8 +198,7 @@ def read_config(name_or_directory: str | Path) -> ModelConfig:
 
 
 def _locate(name_or_directory: str | Path) -> Path:
-    inside = EMBEDDED.get(str(name_or_directory))
-    directory = Path(str(resources.files("lwm").joinpath(*inside))) if inside else Path(name_or_directory)
+    directory = EMBEDDED.get(str(name_or_directory), Path(name_or_directory))
     if not os.path.isdir(directory):
         known = ", ".join(EMBEDDED)
         raise UserError(f"no model at {directory}: give a model directory, or the name of an embedded model ({known})")
@@ -246,25 +245,3 @@ def _open_tensors(directory: Path) -> dict[str, Any]:
             raise UserError(f"cannot read the tensors in {directory / name}: {error}") from None
         opened |= dict.fromkeys(file.keys(), file)
     return opened
-
-
-def _require_same_tensors(directory: Path, files: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}
-    problems = [f"{name} is missing" for name in wanted.keys() - shapes.keys()]
-    problems += [f"{name} is not a tensor of this model" for name in shapes.keys() - wanted.keys()]
-    problems += [
-        f"{name} has shape {shapes[name]} and should have {leaf.shape}"
-        for name, leaf in wanted.items()
-        if name in shapes and shapes[name] != leaf.shape
-    ]
-    if problems:
-        first, more = ", ".join(sorted(problems)[:3]), f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"the tensors in {directory} are not those of its {CONFIG}: {first}{more}")
-
-
-def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    return ((_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree))
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
