@@ -1,6 +1,7 @@
 import json
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -45,4 +46,19 @@ def test_tensorboard_writes_event_files(tmp_path: Path):
 def test_asking_for_weights_and_biases_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"lwm\[wandb\]"):
-        WeightsAndBiases("nano", tmp_path, {})
+        WeightsAndBiases("nano", tmp_path, {}, start=0)
+
+
+def test_a_resumed_run_goes_on_in_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def init(**given: object) -> SimpleNamespace:
+        asked.append(given["id"])
+        return SimpleNamespace(id=given["id"] or f"run-{len(asked)}")
+
+    wandb = ModuleType("wandb")
+    wandb.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for start in (0, 20, 40, 0):
+        WeightsAndBiases("nano", tmp_path, {}, start)
+    assert asked == [None, "run-1", "run-1", None]

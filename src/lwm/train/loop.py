@@ -165,7 +165,7 @@ def open_sinks(run: Run, start: int) -> Sinks:
         return Sinks()
     sinks: list[Sink] = [JsonLines(run.out, start), TensorBoard(run.out, start)]
     if run.wandb:
-        sinks.append(WeightsAndBiases(run.name, run.out, run.to_json()))
+        sinks.append(WeightsAndBiases(run.name, run.out, run.to_json(), start))
     return Sinks(*sinks, Screen(run.name, start, run.steps))
 
 

@@ -16,6 +16,7 @@ from lwm.core.errors import UserError
 from lwm.core.files import write_file
 
 METRICS = "metrics.jsonl"
+WANDB_ID = "wandb_id"
 
 
 @runtime_checkable
@@ -145,10 +146,15 @@ def import_wandb() -> ModuleType:
 
 
 class WeightsAndBiases:
-    """An online run with the same name and config."""
+    """An online run with the same name and config; after `start` steps the one whose id the directory keeps goes on."""
 
-    def __init__(self, name: str, directory: Path, config: dict[str, Any]):
-        self._run = import_wandb().init(project="lwm", name=name, dir=directory, config=config)
+    def __init__(self, name: str, directory: Path, config: dict[str, Any], start: int):
+        kept = directory / WANDB_ID
+        known = kept.read_text().strip() if start and kept.exists() else None
+        self._run = import_wandb().init(
+            project="lwm", name=name, dir=directory, config=config, id=known, resume="allow"
+        )
+        write_file(kept, self._run.id.encode())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
