@@ -40,6 +40,11 @@ def ones(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     return jnp.ones(shape, dtype)
 
 
+def zeros(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    """For biases."""
+    return jnp.zeros(shape, dtype)
+
+
 def normal(standard_deviation: float) -> Initializer:
     """Gaussian with a given standard deviation."""
     return lambda key, shape, dtype: standard_deviation * jax.random.normal(key, shape, dtype)

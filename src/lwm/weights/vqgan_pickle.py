@@ -1,0 +1,199 @@
+"""LWM's released VQGAN, a pickle of nested dictionaries of arrays, read without running anything that is in it.
+
+A pickle is a program. This reader lets it build dictionaries, lists, strings, numbers and numeric arrays, and refuses
+any other name before it is looked up. Even the arrays are made here, from their bytes.
+"""
+
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lwm.core.errors import UserError
+from lwm.core.params import require_same_shapes, shapes_by_name
+from lwm.vqgan.config import VQGANConfig
+from lwm.vqgan.model import VQGAN, Convolution, Decoder, Encoder, GroupNorm, Level, ResBlock, declare
+
+#: kinds and sizes of numbers that weights are made of: floats and integers, little-endian or of one byte
+_NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_STATE_LENGTH = 5
+
+
+class _RefusedError(Exception):
+    """What the file holds and must not."""
+
+
+@dataclass
+class _Numbers:
+    """Stands for a `numpy.dtype`."""
+
+    code: str
+    byte_order: str = "="
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "=", ">"):
+            raise _RefusedError("an array of numbers of an unknown form")
+        self.byte_order = state[1]
+
+    def dtype(self) -> np.dtype:
+        """As numpy has it."""
+        return np.dtype(self.code).newbyteorder(self.byte_order)
+
+
+class _Array:
+    """Stands for an array until its bytes come."""
+
+    value: np.ndarray
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) != _STATE_LENGTH:
+            raise _RefusedError("an array of an unknown form")
+        _, shape, numbers, by_columns, content = state
+        self.fill(content, numbers, shape, "F" if by_columns else "C")
+
+    def fill(self, content: Any, numbers: Any, shape: Any, order: Any) -> None:
+        """Give it its bytes."""
+        plain = isinstance(shape, tuple) and all(isinstance(size, int) and size >= 0 for size in shape)
+        if not (
+            plain and isinstance(numbers, _Numbers) and isinstance(content, bytes | bytearray) and order in ("C", "F")
+        ):
+            raise _RefusedError("an array of something other than numbers")
+        dtype = numbers.dtype()
+        if math.prod(shape) * dtype.itemsize != len(content):
+            raise _RefusedError(f"an array of shape {shape} with {len(content)} bytes")
+        self.value = np.frombuffer(content, dtype).reshape(shape, order=order)
+
+
+class _Reader(pickle.Unpickler):
+    """Every name stands for something of ours: bound methods and a built-in type, which no program can change."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known: dict[tuple[str, str], Any] = {
+            ("numpy", "ndarray"): "ndarray",  # named by each array, never called
+            ("numpy", "dtype"): self._numbers,
+            ("numpy.core.multiarray", "_reconstruct"): self._array,
+            ("numpy.core.numeric", "_frombuffer"): self._full_array,  # protocol 5
+            ("_codecs", "encode"): self._bytes,  # protocol 2 has no bytes
+            ("flax.core.frozen_dict", "FrozenDict"): dict,
+        }
+        module = module.replace("numpy._core.", "numpy.core.")
+        if (module, name) not in known:
+            raise _RefusedError(f"{module}.{name}, which is not an array or a container")
+        return known[module, name]
+
+    def persistent_load(self, identity: Any) -> Any:
+        raise _RefusedError("a reference to something outside the file")
+
+    def _array(self, *_: Any) -> _Array:
+        return _Array()
+
+    def _full_array(self, content: Any, numbers: Any, shape: Any, order: Any) -> _Array:
+        array = _Array()
+        array.fill(content, numbers, shape, order)
+        return array
+
+    def _bytes(self, text: Any, encoding: Any) -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise _RefusedError("bytes in an unknown form")
+        return text.encode("latin1")
+
+    def _numbers(self, code: Any, *_: Any) -> _Numbers:
+        if not isinstance(code, str) or code not in _NUMBERS:
+            raise _RefusedError(f"an array of {code!r}")
+        return _Numbers(code)
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a pickled tree under their path: `encoder/Conv_0/kernel`.
+
+    Raises:
+        UserError: no such file, not a pickle, or one that holds anything but arrays and containers (says what).
+    """
+    try:
+        with open(file, "rb") as stream:
+            tree = _Reader(stream).load()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    except _RefusedError as error:
+        raise UserError(f"{file} is refused: it holds {error}") from None
+    except Exception as error:  # what a broken program makes of the pickle machine has no common type
+        raise UserError(f"{file} is not a readable pickle: {error}") from None
+    arrays = dict(_flat(tree, ()))
+    if not arrays:
+        raise UserError(f"{file} holds no arrays")
+    return arrays
+
+
+def _flat(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(node, _Array) and hasattr(node, "value"):
+        yield "/".join(path), node.value
+    elif isinstance(node, Mapping):
+        for name, child in node.items():
+            yield from _flat(child, (*path, str(name)))
+
+
+def from_pickle(arrays: Mapping[str, np.ndarray], config: VQGANConfig) -> VQGAN:
+    """The arrays of LWM's file as our parameters, on the host.
+
+    Raises:
+        UserError: an array is missing, unknown or of another shape than `config` says.
+    """
+    used: set[str] = set()
+
+    def array(name: str) -> np.ndarray:
+        if name not in arrays:
+            raise UserError(f"the VQGAN has no array {name}")
+        used.add(name)
+        return arrays[name]
+
+    def conv(name: str) -> Convolution:
+        return Convolution(array(f"{name}/kernel"), array(f"{name}/bias"))
+
+    def norm(name: str) -> GroupNorm:
+        return GroupNorm(array(f"{name}/scale"), array(f"{name}/bias"))
+
+    def block(name: str, like: ResBlock) -> ResBlock:
+        shortcut = None if like.shortcut is None else conv(f"{name}/Conv_2")
+        norms = norm(f"{name}/GroupNorm_0"), norm(f"{name}/GroupNorm_1")
+        return ResBlock(norms[0], conv(f"{name}/Conv_0"), norms[1], conv(f"{name}/Conv_1"), shortcut)
+
+    def blocks(name: str, like: tuple[ResBlock, ...]) -> tuple[ResBlock, ...]:
+        return tuple(block(f"{name}/ResnetBlock_{place}", each) for place, each in enumerate(like))
+
+    def levels(name: str, resampling: str, like: tuple[Level, ...]) -> tuple[Level, ...]:
+        return tuple(
+            Level(
+                blocks(f"{name}_{place}", each.blocks),
+                None if each.resample is None else conv(f"{name}_{place}/{resampling}/Conv_0"),
+            )
+            for place, each in enumerate(like)
+        )
+
+    shape = declare(config)
+    params = VQGAN(
+        encoder=Encoder(
+            conv("encoder/Conv_0"),
+            levels("encoder/DownsamplingBlock", "Downsample_0", shape.encoder.levels),
+            blocks("encoder/MidBlock_0", shape.encoder.middle),
+            norm("encoder/GroupNorm_0"),
+            conv("encoder/Conv_1"),
+        ),
+        to_code=conv("quant_conv"),
+        codebook=array("quantize/embeddings"),
+        from_code=conv("post_quant_conv"),
+        decoder=Decoder(
+            conv("decoder/Conv_0"),
+            blocks("decoder/MidBlock_0", shape.decoder.middle),
+            levels("decoder/UpsamplingBlock", "Upsample_0", shape.decoder.levels),
+            norm("decoder/GroupNorm_0"),
+            conv("decoder/Conv_1"),
+        ),
+    )
+    if unknown := sorted(arrays.keys() - used):
+        raise UserError(f"the VQGAN has an array that its configuration does not have: {unknown[0]}")
+    require_same_shapes("the VQGAN file", shapes_by_name(params), "its configuration", shapes_by_name(shape))
+    return params

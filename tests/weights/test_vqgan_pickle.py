@@ -1,0 +1,103 @@
+"""A pickle is a program: this one may build arrays and containers, and nothing else runs."""
+
+import collections
+import datetime
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lwm.core.errors import UserError
+from lwm.vqgan.config import VQGANConfig
+from lwm.weights.vqgan_pickle import from_pickle, read_arrays
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def write(path: Path, value: object, protocol: int = 4) -> Path:
+    path.write_bytes(pickle.dumps(value, protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int64", ">f4"])
+def test_arrays_come_out_as_they_went_in(protocol, dtype, tmp_path):
+    arrays = {"a": {"b": np.arange(12).reshape(3, 4).astype(dtype)}, "c": np.asfortranarray(np.ones((2, 3), dtype))}
+    read = read_arrays(write(tmp_path / "weights.pkl", arrays, protocol))
+    np.testing.assert_array_equal(read["a/b"], arrays["a"]["b"])
+    np.testing.assert_array_equal(read["c"], arrays["c"])
+
+
+class Runs:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.mark}",)
+
+
+class Evaluates(Runs):
+    def __reduce__(self) -> tuple:
+        return eval, (f"open({str(self.mark)!r}, 'w')",)
+
+
+@pytest.mark.parametrize("hostile", [Runs, Evaluates])
+def test_a_hostile_pickle_does_not_run(hostile, tmp_path):
+    mark = tmp_path / "it_ran"
+    file = write(tmp_path / "weights.pkl", {"weights": np.ones(3), "more": hostile(mark)})
+    with pytest.raises(UserError, match=r"is refused: it holds .*not an array or a container"):
+        read_arrays(file)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        datetime.date(2024, 2, 13),
+        collections.Counter("abc"),
+        np.array([{"an": "object"}], dtype=object),
+        np.array(["text"]),
+        np.zeros(2, dtype=[("field", "f4")]),
+    ],
+)
+def test_what_is_not_numbers_is_refused(value, tmp_path):
+    with pytest.raises(UserError, match="is refused: it holds"):
+        read_arrays(write(tmp_path / "weights.pkl", {"weights": value}))
+
+
+def test_an_array_with_too_few_bytes(tmp_path):
+    file = tmp_path / "weights.pkl"
+    honest = pickle.dumps({"weights": np.zeros(2, "f4")}, 4)
+    file.write_bytes(honest.replace(b"K\x02\x85", b"K\x7f\x85"))
+    with pytest.raises(UserError, match=r"shape \(127,\) with 8 bytes"):
+        read_arrays(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04.", pickle.dumps([1, 2])])
+def test_what_is_no_pickle_of_arrays(content, tmp_path):
+    file = tmp_path / "weights.pkl"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.pkl"):
+        read_arrays(file)
+
+
+def test_a_file_cut_short(tmp_path):
+    file = tmp_path / "weights.pkl"
+    file.write_bytes((GOLDEN / "vqgan.pkl").read_bytes()[:100_000])
+    with pytest.raises(UserError, match="not a readable pickle"):
+        read_arrays(file)
+    with pytest.raises(UserError, match="No such file"):
+        read_arrays(tmp_path / "missing.pkl")
+
+
+def test_another_configuration_is_refused():
+    arrays = read_arrays(GOLDEN / "vqgan.pkl")
+    with pytest.raises(UserError, match="has no array"):
+        from_pickle(arrays, VQGANConfig(resolution=64, hidden_channels=32, channel_multipliers=(1, 2, 2)))
+    small = {"resolution": 64, "hidden_channels": 32, "num_res_blocks": 1, "z_channels": 16, "code_width": 16}
+    with pytest.raises(UserError, match="codebook has shape"):
+        from_pickle(arrays, VQGANConfig(**small, channel_multipliers=(1, 2, 2), num_codes=512))
+    with pytest.raises(UserError, match="its configuration does not have"):
+        from_pickle(arrays | {"extra": np.ones(1)}, VQGANConfig(**small, channel_multipliers=(1, 2, 2), num_codes=256))
