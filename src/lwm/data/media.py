@@ -1,0 +1,214 @@
+"""Pictures and videos as frames: whatever the file, square uint8 frames and the times they are shown at.
+
+What a file is, its content tells, not its name. Frames are upright, transparency lies on white, the shorter side is
+scaled to the square's and the middle is kept, as LWM did.
+"""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import Float64, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lwm.core.errors import UserError
+
+#: the largest picture or frame that is opened: 64 million pixels, 8192 x 8192
+MAX_PIXELS = 2**26
+#: seconds by which a time may be missed and still be the same time
+TIME_SLACK = 1e-4
+#: seconds by which a file may end before the time it promises: some only estimate it
+DURATION_SLACK = 0.5
+#: how long a frame of an animation is shown that does not say it
+DEFAULT_SECONDS = 0.1
+
+Image.MAX_IMAGE_PIXELS = None  # the limit above is checked before anything is decoded, and for video too
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of one file, and when each is first shown, in seconds from the beginning."""
+
+    pixels: UInt8[np.ndarray, "N size size 3"]
+    times: Float64[np.ndarray, "N"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which frames of a video: a number of them evenly over its time, so many a second, or (neither) all."""
+
+    num_frames: int | None = None
+    frames_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_frames is not None and self.frames_per_second is not None:
+            raise UserError("choose frames by their number or by their rate, not by both")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise UserError(f"{self.num_frames} frames: ask for 1 or more")
+        if self.frames_per_second is not None and not 0 < self.frames_per_second < math.inf:
+            raise UserError(f"{self.frames_per_second} frames a second: ask for a positive rate")
+
+    def times(self, count: int, duration: float) -> list[float] | None:
+        """The times at which to look at a video of `count` frames; None: at all of them."""
+        if self.num_frames is not None:
+            wanted = min(self.num_frames, count)
+            return [place * duration / wanted for place in range(wanted)]
+        if self.frames_per_second is not None:
+            wanted = max(1, math.ceil((duration - TIME_SLACK) * self.frames_per_second))
+            return [place / self.frames_per_second for place in range(wanted)]
+        return None
+
+
+#: frames in order: when each is first shown, and how to come by its picture, which costs more than to pass it over
+Shown = Iterator[tuple[float, Callable[[], Image.Image]]]
+
+
+def read_frames(path: Path | str, size: int, choice: Choice = Choice()) -> Frames:
+    """The chosen frames of a picture, an animation or a video.
+
+    A frame that was asked for at some time is the one shown at that time; `times` says when it was first shown.
+
+    Raises:
+        UserError: no such file, neither picture nor video, too large, or broken (says at which frame, and why).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no picture or video at {path}")
+    try:
+        picture = Image.open(path)
+    except UnidentifiedImageError:
+        return _read_video(path, size, choice)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    with picture:
+        return _read_picture(picture, path, size, choice)
+
+
+def square(picture: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Upright, on white, the shorter side scaled to `size`, the middle kept."""
+    picture = _on_white(ImageOps.exif_transpose(picture))
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC))
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):  # grey of more than 8 bits, which a plain conversion would cut off
+        grey = np.asarray(picture, np.float64)
+        deepest = 1.0 if picture.mode == "F" and grey.max(initial=0) <= 1 else 65_535.0
+        return Image.fromarray(np.uint8(np.clip(grey / deepest, 0, 1) * 255 + 0.5)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def _read_picture(picture: Image.Image, path: Path, size: int, choice: Choice) -> Frames:
+    _require_moderate(path, *picture.size)
+    count = getattr(picture, "n_frames", 1)
+
+    def at(number: int) -> Image.Image:
+        try:
+            picture.seek(number)
+            picture.load()
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is broken at frame {number + 1} of {count}: {error}") from None
+        return picture
+
+    lengths = [at(number).info.get("duration", 0) / 1000 or DEFAULT_SECONDS for number in range(count)]
+    starts = [0.0, *itertools.accumulate(lengths)]
+    wanted = choice.times(count, starts[-1]) if count > 1 else None
+    return _collect(((starts[number], partial(at, number)) for number in range(count)), wanted, size)
+
+
+def _read_video(path: Path, size: int, choice: Choice) -> Frames:
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise UserError(f"{path} is neither a picture nor a video")
+            stream = container.streams.video[0]
+            _require_moderate(path, stream.codec_context.width, stream.codec_context.height)
+            starts, count, duration = _measure(container, stream, path)
+            wanted = choice.times(count, duration)
+        with av.open(str(path)) as container:
+            return _collect(_decode(container, path, starts, count), wanted, size)
+    except av.FFmpegError as error:
+        raise UserError(f"{path} is neither a picture nor a video that can be read: {error.strerror}") from None
+
+
+def _measure(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> tuple[float, int, float]:
+    """When the first frame is shown, how many there are, and for how long, without decoding any."""
+    packets, end = [], 0.0
+    for packet in container.demux():
+        if packet.size and packet.stream is stream:
+            packets.append((packet.pts, packet.duration or 0))
+        if packet.size and packet.pts is not None and packet.time_base is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    count, rate = len(packets), float(stream.average_rate or stream.guessed_rate or 25)
+    if not packets:
+        raise UserError(f"{path} holds no frame")
+    promised = (container.duration or 0) / av.time_base
+    if stream.frames > count or promised > end + DURATION_SLACK:
+        whole = f"of {stream.frames}" if stream.frames > count else f"at {end:.2f} of {promised:.2f} s"
+        raise UserError(f"{path} is cut short: it ends after frame {count} {whole}")
+    if any(pts is None for pts, _ in packets) or stream.time_base is None:
+        return 0.0, count, count / rate
+    first = min(pts for pts, _ in packets)
+    last, last_duration = max(packets)
+    shown = float((last + last_duration - first) * stream.time_base)
+    return float(first * stream.time_base), count, shown + (0.0 if last_duration else 1 / rate)
+
+
+def _decode(container: av.container.InputContainer, path: Path, start: float, count: int) -> Shown:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    number, rate = 0, float(stream.average_rate or stream.guessed_rate or 25)
+    try:
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise UserError(f"{path} is broken at frame {number + 1} of {count}: its data is damaged")
+            yield (number / rate if frame.time is None else frame.time - start), partial(_upright, frame)
+            number += 1
+    except av.FFmpegError as error:
+        raise UserError(f"{path} is broken at frame {number + 1} of {count}: {error.strerror}") from None
+
+
+def _upright(frame: av.VideoFrame) -> Image.Image:
+    picture = frame.to_image()
+    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+
+
+def _collect(frames: Shown, wanted: list[float] | None, size: int) -> Frames:
+    times: list[float] = []
+    pixels: list[np.ndarray] = []
+    for time, picture, copies in _at(frames, wanted):
+        times += [time] * copies
+        pixels += [square(picture(), size)] * copies
+    return Frames(np.stack(pixels), np.array(times))
+
+
+def _at(frames: Shown, wanted: list[float] | None) -> Iterator[tuple[float, Callable[[], Image.Image], int]]:
+    """The frames shown at the wanted times, and at how many of them each is."""
+    if wanted is None:
+        yield from ((*frame, 1) for frame in frames)
+        return
+    left = deque(wanted)
+    shown = next(frames, None)
+    while shown is not None and left:
+        following = next(frames, None)
+        until = math.inf if following is None else following[0] - TIME_SLACK
+        copies = sum(time < until for time in left)
+        for _ in range(copies):
+            left.popleft()
+        if copies:
+            yield *shown, copies
+        shown = following
+
+
+def _require_moderate(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path} has {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}: scale it down first")

@@ -1,0 +1,185 @@
+"""Whatever the file: upright squares on white, and times exact to the frame."""
+
+import struct
+import zlib
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from lwm.core.errors import UserError
+from lwm.data.media import Choice, read_frames
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def write_video(path: Path, num_frames: int = 20, rate: int = 10, pts: list[int] | None = None) -> Path:
+    """Grey frames, each a step brighter than the one before, so that a picture tells its number."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 4_000_000
+        stream.codec_context.time_base = Fraction(1, rate)
+        for number in range(num_frames):
+            grey = np.full((48, 64, 3), 10 * number + 20, np.uint8)
+            frame = av.VideoFrame.from_ndarray(grey, "rgb24")
+            frame.pts = pts[number] if pts else number
+            frame.time_base = Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def numbers(pixels: np.ndarray) -> list[int]:
+    return np.rint((pixels.mean(axis=(1, 2, 3)) - 20) / 10).astype(int).tolist()
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (Choice(), list(range(20))),
+        (Choice(num_frames=4), [0, 5, 10, 15]),
+        (Choice(num_frames=100), list(range(20))),
+        (Choice(num_frames=1), [0]),
+        (Choice(frames_per_second=2.0), [0, 5, 10, 15]),
+        (Choice(frames_per_second=20.0), [number for number in range(20) for _ in range(2)]),
+        (Choice(frames_per_second=0.1), [0]),
+    ],
+)
+def test_a_video_by_number_and_by_rate(choice, expected, tmp_path):
+    frames = read_frames(write_video(tmp_path / "film.mp4"), 16, choice)
+    assert numbers(frames.pixels) == expected
+    np.testing.assert_allclose(frames.times, [number / 10 for number in expected], atol=1e-6)
+    assert frames.pixels.shape[1:] == (16, 16, 3) and frames.pixels.dtype == np.uint8
+
+
+def test_a_video_whose_frames_are_shown_for_different_times(tmp_path):
+    path = write_video(tmp_path / "film.mkv", num_frames=4, pts=[0, 1, 2, 10])
+    assert read_frames(path, 16).times.tolist() == pytest.approx([0, 0.1, 0.2, 1.0], abs=2e-3)
+    frames = read_frames(path, 16, Choice(frames_per_second=5.0))
+    assert numbers(frames.pixels) == [0, 2, 2, 2, 2, 3]
+
+
+def test_a_picture_of_any_form(tmp_path):
+    alpha = Image.new("RGBA", (8, 8), (*RED, 0))
+    alpha.paste((*BLUE, 255), (0, 0, 8, 4))
+    grey, deep = Image.new("L", (6, 9), 100), Image.fromarray(np.full((9, 6), 100 * 257, np.uint16))
+    for name, picture, top, bottom in (
+        ("alpha.png", alpha, BLUE, (255,) * 3),
+        ("alpha.webp", alpha, BLUE, (255,) * 3),
+        ("grey.png", grey, (100,) * 3, (100,) * 3),
+        ("deep.png", deep, (100,) * 3, (100,) * 3),
+        ("palette.gif", alpha.convert("RGB").quantize(4), BLUE, RED),
+        ("cmyk.jpg", Image.new("RGB", (30, 40), BLUE).convert("CMYK"), BLUE, BLUE),
+    ):
+        picture.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+        (pixels,) = read_frames(tmp_path / name, 16).pixels
+        assert np.abs(pixels[1, 8].astype(int) - top).max() <= 3, name
+        assert np.abs(pixels[-2, 8].astype(int) - bottom).max() <= 3, name
+
+
+def test_a_picture_is_turned_upright_and_its_middle_kept(tmp_path):
+    wide = Image.new("RGB", (40, 20), GREEN)
+    wide.paste(RED, (0, 0, 10, 20))
+    wide.paste(BLUE, (30, 0, 40, 20))
+    wide.save(tmp_path / "wide.png")
+    assert (read_frames(tmp_path / "wide.png", 20).pixels[0] == GREEN).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new("RGB", (8, 8), RED).save(tmp_path / "turned.png")
+    square = Image.new("RGB", (8, 8), RED)
+    square.paste(GREEN, (0, 0, 4, 8))
+    square.save(tmp_path / "turned.png", exif=exif)
+    (pixels,) = read_frames(tmp_path / "turned.png", 8).pixels
+    assert (pixels[1, 4] == GREEN).all() and (pixels[-2, 4] == RED).all()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_an_animation_keeps_its_times(suffix, tmp_path):
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+    path = tmp_path / f"moving.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[200, 300, 500], **options)
+    frames = read_frames(path, 8)
+    np.testing.assert_allclose(frames.times, [0, 0.2, 0.5])
+    assert [tuple(picture[4, 4]) for picture in frames.pixels] == [RED, GREEN, BLUE]
+    by_rate = read_frames(path, 8, Choice(frames_per_second=4.0))
+    assert [tuple(picture[4, 4]) for picture in by_rate.pixels] == [RED, GREEN, BLUE, BLUE]
+
+
+def test_a_turned_video_is_upright(tmp_path):
+    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
+    with av.open(str(plain), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        picture = np.zeros((64, 64, 3), np.uint8)
+        picture[:32] = 255
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+    straight = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    quarter = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    head, track = plain.read_bytes().split(b"tkhd")
+    assert straight in track
+    turned.write_bytes(head + b"tkhd" + track.replace(straight, quarter, 1))
+    (upright,), (before,) = read_frames(turned, 16).pixels, read_frames(plain, 16).pixels
+    assert before[2].mean() > 200 and before[-3].mean() < 50
+    assert upright[:, -3].mean() > 200 and upright[:, 2].mean() < 50, "a quarter turn clockwise"
+
+
+def test_what_is_neither_picture_nor_video_says_so(tmp_path):
+    for name, content in (("text.mp4", b"not a film"), ("empty.png", b""), ("noise.mkv", bytes(range(256)) * 9)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} is neither a picture nor a video"):
+            read_frames(tmp_path / name, 16)
+    with pytest.raises(UserError, match="no picture or video at"):
+        read_frames(tmp_path / "missing.mp4", 16)
+
+
+def test_the_content_tells_what_a_file_is(tmp_path):
+    write_video(tmp_path / "film.mp4").rename(tmp_path / "film.jpg")
+    assert len(read_frames(tmp_path / "film.jpg", 16).times) == 20
+
+
+def test_a_file_cut_short_says_at_which_frame(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.png")
+    for path, why in (
+        (tmp_path / "cut.png", "is broken at frame 1 of 1: image file is truncated"),
+        (write_video(tmp_path / "film.mp4"), "is neither a picture nor a video"),
+        (write_video(tmp_path / "film.mkv"), r"is cut short: it ends after frame \d+ at 1\.\d\d of 2\.00 s"),
+    ):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(0.6 * len(content))])
+        with pytest.raises(UserError, match=f"{path.name} {why}"):
+            read_frames(path, 16)
+
+
+def test_damaged_data_says_at_which_frame(tmp_path):
+    film = write_video(tmp_path / "film.mp4")
+    content = bytearray(film.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(40)
+    film.write_bytes(content)
+    with pytest.raises(UserError, match=r"is broken at frame \d+ of 20: its data is damaged"):
+        read_frames(film, 16)
+
+
+def test_an_absurd_size_is_refused_before_it_is_decoded(tmp_path):
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    with pytest.raises(UserError, match="100,000 x 100,000 pixels, more than"):
+        read_frames(tmp_path / "bomb.png", 16)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_frames": 0}, {"frames_per_second": 0.0}, {"num_frames": 1, "frames_per_second": 1.0}]
+)
+def test_choices_that_mean_nothing(wrong):
+    with pytest.raises(UserError, match=r"ask for|not by both"):
+        Choice(**wrong)
