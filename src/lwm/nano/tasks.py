@@ -277,7 +277,7 @@ class TaskSource:
 
     def _turn(self, asked: Ids, silent: Ids, reply: Ids, weight: float, rng: np.random.Generator) -> Record:
         turn = Record()
-        request = REQUESTS[rng.integers(1, len(REQUESTS))] if rng.random() < self._config.requests else ""
+        request = REQUESTS[rng.integers(len(REQUESTS))] if rng.random() < self._config.requests else ""
         turn.add([*asked, *self._encode(request + PROMPT_END), *silent], SILENT)
         turn.add(reply, weight)
         return turn
