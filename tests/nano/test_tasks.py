@@ -105,6 +105,15 @@ def test_positions_skip_over_every_distance_up_to_the_span(open_source):
     assert plain[0].positions is None
 
 
+def test_every_request_is_made_and_left_out(open_source, tokenizer):
+    source = open_source(replace(FACTS, line_questions=0.0))
+    text = "".join(tokenizer.decode(source[index].tokens.tolist()) for index in range(50))
+    turns = [turn.split(" ASSISTANT:")[0] for turn in text.split(" USER:")]
+    found = [sum(turn.endswith(request) for turn in turns) for request in REQUESTS]
+    assert min(found) > len(turns) / 10
+    assert any(turn.endswith("?") for turn in turns)
+
+
 def test_needles_go_to_every_depth(open_source, tokenizer):
     source = open_source(replace(FACTS, other_facts=0.0, max_facts=1, max_questions=1, line_questions=0.0))
     texts = [tokenizer.decode(source[index].tokens.tolist()) for index in range(200)]

@@ -41,6 +41,8 @@ TEXT_SOURCES = 0.3
 SHORTEST_LINE, LONGEST_LINE = 7, 32
 #: of the questions about magic numbers, how many ask for two or three at once
 SEVERAL_SHARE = 0.2
+#: tokens that a question, a request and an answer take, with some to spare
+TURN_ROOM = 96
 #: places of a record where positions skip, at most
 MAX_SKIPS = 8
 
@@ -233,7 +235,7 @@ class TaskSource:
         turns = Record()
         most = self._config.max_questions
         count = int(rng.integers((most + 1) // 2, most + 1))
-        room = min(count * 64, 3 * len(document) // 4)
+        room = min(count * TURN_ROOM, 3 * len(document) // 4)
         separator = self._encode(NEXT_TURN)
         end = [self._eos] if rng.random() < 0.5 else []  # a conversation may go on with or without it
         for number in range(count):
@@ -277,7 +279,7 @@ class TaskSource:
 
     def _turn(self, asked: Ids, silent: Ids, reply: Ids, weight: float, rng: np.random.Generator) -> Record:
         turn = Record()
-        request = REQUESTS[rng.integers(1, len(REQUESTS))] if rng.random() < self._config.requests else ""
+        request = REQUESTS[rng.integers(len(REQUESTS))] if rng.random() < self._config.requests else ""
         turn.add([*asked, *self._encode(request + PROMPT_END), *silent], SILENT)
         turn.add(reply, weight)
         return turn
