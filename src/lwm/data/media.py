@@ -142,25 +142,30 @@ def _read_video(path: Path, size: int, choice: Choice) -> Frames:
 
 def _measure(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> tuple[float, int, float]:
     """When the first frame is shown, how many there are, and for how long, without decoding any."""
-    packets, end = [], 0.0
+    packets: list[tuple[int, int]] = []
+    count, end = 0, 0.0
     for packet in container.demux():
-        if packet.size and packet.stream is stream:
-            packets.append((packet.pts, packet.duration or 0))
-        if packet.size and packet.pts is not None and packet.time_base is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-    count, rate = len(packets), float(stream.average_rate or stream.guessed_rate or 25)
-    if not packets:
+        if not packet.size:
+            continue
+        count += packet.stream is stream
+        if packet.pts is None or packet.time_base is None:
+            continue
+        length = packet.duration or 0
+        end = max(end, float((packet.pts + length) * packet.time_base))
+        if packet.stream is stream:
+            packets.append((packet.pts, length))
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    if not count:
         raise UserError(f"{path} holds no frame")
     promised = (container.duration or 0) / av.time_base
     if stream.frames > count or promised > end + DURATION_SLACK:
         whole = f"of {stream.frames}" if stream.frames > count else f"at {end:.2f} of {promised:.2f} s"
         raise UserError(f"{path} is cut short: it ends after frame {count} {whole}")
-    if any(pts is None for pts, _ in packets) or stream.time_base is None:
+    if len(packets) < count or stream.time_base is None:  # not every format says when a frame is shown
         return 0.0, count, count / rate
-    first = min(pts for pts, _ in packets)
-    last, last_duration = max(packets)
-    shown = float((last + last_duration - first) * stream.time_base)
-    return float(first * stream.time_base), count, shown + (0.0 if last_duration else 1 / rate)
+    first, (last, length) = min(packets)[0], max(packets)
+    shown = float((last + length - first) * stream.time_base)
+    return float(first * stream.time_base), count, shown + (0.0 if length else 1 / rate)
 
 
 def _decode(container: av.container.InputContainer, path: Path, start: float, count: int) -> Shown:

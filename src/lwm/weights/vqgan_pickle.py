@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class _Numbers:
     """Stands for a `numpy.dtype`."""
 
     code: str
-    byte_order: str = "="
+    byte_order: Literal["<", "|", "=", ">"] = "="
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "=", ">"):
