@@ -141,7 +141,7 @@ def _text_stage(name: str, context: int, steps: int, warmup_steps: int, mesh: Me
         batch_size=_TOKENS_A_BATCH // context,
         seq_len=context,
         weighting="tokens",
-        optimizer=OptimizerConfig(learning_rate=4e-5, schedule="constant", warmup_steps=warmup_steps),
+        optimizer=OptimizerConfig(learning_rate=4e-5, schedule="constant", warmup_steps=warmup_steps, decay_norms=True),
         mesh=mesh,
         log_every=1,
         eval_every=100,

@@ -26,6 +26,8 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
+    #: whether the scales of the norms decay as well, as they do in LWM
+    decay_norms: bool = False
     #: gradients longer than this, as one vector over all tensors, are shortened to it
     clip_norm: float = 1.0
 
@@ -59,12 +61,12 @@ def make_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, declaration: Any) -> optax.GradientTransformation:
-    """Clip, AdamW, schedule. Matrices decay; vectors (the norms' scales), stacked over layers or not, do not."""
+    """Clip, AdamW, schedule. Matrices decay; vectors (the norms' scales), stacked over layers or not, by choice."""
 
-    def is_matrix(parameter: Parameter) -> bool:
-        return sum(axis != "layers" for axis in parameter.axes) > 1
+    def may_decay(parameter: Parameter) -> bool:
+        return config.decay_norms or sum(axis != "layers" for axis in parameter.axes) > 1
 
-    decays = jax.tree.map(is_matrix, declaration, is_leaf=lambda leaf: isinstance(leaf, Parameter))
+    decays = jax.tree.map(may_decay, declaration, is_leaf=lambda leaf: isinstance(leaf, Parameter))
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
