@@ -39,6 +39,10 @@ class Vocab:
     def end_of_vision(self) -> int:
         return self.text_size + self.num_codes + 1
 
+    def is_code(self, ids: jax.Array) -> jax.Array:
+        """Which ids are codes, elementwise."""
+        return (ids >= self.text_size) & (ids < self.text_size + self.num_codes)
+
     def is_vision(self, ids: jax.Array) -> jax.Array:
         """Which ids are codes or frame marks, elementwise."""
         return ids >= self.text_size
