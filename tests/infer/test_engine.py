@@ -12,7 +12,7 @@ from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.core.params import init, shardings
 from lwm.core.vocab import Vocab
-from lwm.infer import engine as engines
+from lwm.infer import programs
 from lwm.infer.engine import Engine
 from lwm.infer.sampling import Sampling
 from lwm.model.config import Compute, ModelConfig
@@ -116,7 +116,7 @@ def test_a_stopped_row_can_go_on(engine: Engine, expected: list[list[int]]) -> N
 def test_tokens_arrive_in_blocks(engine: Engine, expected: list[list[int]]) -> None:
     blocks: list[list[list[int]]] = []
     engine.generate(PROMPTS, NEW_TOKENS, on_tokens=blocks.append)
-    assert [len(block[0]) for block in blocks] == [engines.DECODE_BLOCK, NEW_TOKENS - engines.DECODE_BLOCK]
+    assert [len(block[0]) for block in blocks] == [programs.DECODE_BLOCK, NEW_TOKENS - programs.DECODE_BLOCK]
     assert [first + rest for first, rest in zip(*blocks, strict=True)] == expected
 
 
@@ -131,7 +131,7 @@ def test_the_same_shapes_are_compiled_once() -> None:
     make_engine().generate(PROMPTS, NEW_TOKENS)
     compiled.clear()
     make_engine().generate([[5] * 60, [6] * 50], NEW_TOKENS - 1, stop_ids=())
-    assert not {name for name in compiled if "_read_chunk" in name or "_decode_block" in name}
+    assert not {name for name in compiled if "read_chunk" in name or "decode_block" in name}
 
 
 @pytest.mark.parametrize(
@@ -178,12 +178,12 @@ SHAPE = re.compile(r"(\w\d+)\[([\d,]*)\]")
 def wire_bytes(engine: Engine, capacity: int) -> dict[str, int]:
     """Bytes of the collectives in one compiled decode program, by kind."""
     state = engine.allocate(1, capacity)
-    entries, marks = engines._split(state.cache)
     zero = np.int32(0)
     with jax.set_mesh(engine.mesh):
-        program = engines._decode_block.lower(
-            engine.params, entries, marks, state.lengths, state.logits, np.zeros(1, bool), zero,
-            np.zeros(0, np.int32), np.uint32(0), zero, CONFIG, COMPUTE, Sampling(),
+        program = programs.decode_block.lower(
+            engine.params, *programs.split(state.cache), state.lengths, state.logits, state.progress,
+            np.zeros(1, bool), zero, np.zeros(0, np.int32), np.uint32(0), zero, np.ones(1, np.float32), zero,
+            CONFIG, COMPUTE, programs.Rules(engine.grammar, Sampling(), Sampling(), guided=False),
         ).compile().as_text()  # fmt: skip
     total: dict[str, int] = {}
     for shapes, kind in COLLECTIVE.findall(program):

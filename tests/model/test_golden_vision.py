@@ -1,6 +1,7 @@
 """The original LWM's vision-language model, to rounding: logits, losses, gradients, four steps of its optimizer."""
 
 import json
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,16 @@ import pytest
 
 from lwm.core.batch import Batch
 from lwm.core.mesh import MeshShape, make_mesh
+from lwm.core.vocab import Vocab
+from lwm.infer import grammar
+from lwm.infer.engine import Engine, State
+from lwm.infer.sampling import Frames
 from lwm.model.config import Compute
 from lwm.model.transformer import Transformer, head_weights, hidden_states, logits
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.step import accumulate, init_state, make_train_step
 
-from .golden_vision import CONFIG, GOLDEN, TEXT_SIZE, ids, joined, parted
+from .golden_vision import CONFIG, GOLDEN, TEXT_SIZE, VOCAB, ids, joined, parted
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +109,58 @@ def test_four_steps(params: Transformer, batch: Batch, training: dict[str, np.nd
         # Adam steps by the sign of a gradient however small it is: a few numbers whose gradient is rounding may differ.
         differs = np.abs(sampled(ours) - training[f"params_after4/{name}"])
         assert np.quantile(differs, 0.98) < 1e-4 and differs.mean() < 2e-5, name
+
+
+def prompt_rows(tokens: np.ndarray, vision_masks: np.ndarray, attention_mask: np.ndarray) -> list[list[int]]:
+    """LWM's left-padded prompts as lists of our ids."""
+    rows = zip(ids(tokens, vision_masks), attention_mask, strict=True)
+    return [row[real == 1].tolist() for row, real in rows]
+
+
+class LooseVocab(Vocab):
+    """LWM draws spare ids too, which a trained model never does, and this one, whose weights are random, does."""
+
+    def is_code(self, ids: jax.Array) -> jax.Array:
+        return self.is_vision(ids)
+
+
+@pytest.fixture(scope="module")
+def engine(params: Transformer) -> Engine:
+    mesh = make_mesh(MeshShape(fsdp=1), jax.devices()[:1])
+    config = replace(CONFIG, vocab=LooseVocab(**asdict(VOCAB)))
+    return Engine(jax.device_put(params, mesh.devices.item()), config, Compute(), mesh)
+
+
+def in_frame(state: State) -> State:
+    """LWM begins to draw where it is told to, whatever the prompt; so its tiny prompts do not open a frame."""
+    progress = state.progress
+    whole = jnp.full_like(progress.codes_left, VOCAB.tokens_per_frame)
+    return replace(state, progress=replace(progress, inside=progress.inside | True, codes_left=whole))
+
+
+@pytest.mark.parametrize("guidance", [1, 3])
+def test_greedy_images_with_guidance(guidance: int, engine: Engine) -> None:
+    stored = np.load(GOLDEN / "lwm_video_generation.npz")
+    prompts = prompt_rows(stored["prompt"], np.zeros_like(stored["prompt"]), stored["attention_mask"])
+    wanted = stored[f"greedy_cfg{guidance}"]
+    wanted = wanted[:, : 1 + np.argmax(np.append(wanted[0], 2) == 2)]  # LWM took code 2 for the end of a text
+    state = in_frame(engine.start(prompts, 512))
+    drawn, _ = engine.decode(state, wanted.shape[1], frames=Frames(count=4, guidance=(float(guidance),)))
+    np.testing.assert_array_equal(np.array(drawn) - TEXT_SIZE, wanted)
+
+
+def test_greedy_video_goes_on_from_its_first_frame(engine: Engine) -> None:
+    stored = np.load(GOLDEN / "lwm_video_generation.npz")
+    prompts = prompt_rows(*(stored[f"video/{name}"] for name in ("input_ids", "vision_masks", "attention_mask")))
+    state = engine.start(prompts, 600)
+    drawn, _ = engine.decode(state, 257, frames=Frames(count=2, guidance=(2.0,)))
+    np.testing.assert_array_equal(np.array(drawn) - TEXT_SIZE, stored["video/greedy_cfg2"])
+
+
+def test_greedy_text_about_a_picture(engine: Engine) -> None:
+    stored = np.load(GOLDEN / "lwm_video_generation.npz")
+    prompts = prompt_rows(*(stored[f"chat/{name}"] for name in ("input_ids", "vision_masks", "attention_mask")))
+    state = engine.start(prompts, 600)
+    told = replace(state, progress=grammar.begin(len(state.lengths)))
+    said, _ = engine.decode(told, 32)
+    np.testing.assert_array_equal(said, stored["chat/greedy_text"])

@@ -7,33 +7,28 @@ are generated many per call, on the device. Keys and values are handed on from s
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import accumulate
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Float, Int
 
 from lwm.core.errors import UserError
-from lwm.core.mesh import axis_size, constrain
-from lwm.infer.sampling import Sampling, sample
+from lwm.core.mesh import axis_size
+from lwm.infer.grammar import Grammar, Progress, begin, expect
+from lwm.infer.programs import DECODE_BLOCK, Rules, decode_block, forget, nothing_read, read_chunk, split
+from lwm.infer.sampling import Frames, Sampling
 from lwm.model import cache as caches
-from lwm.model import transformer
 from lwm.model.cache import KVCache
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.transformer import Transformer
 
-#: tokens generated per call to the device, and so between two calls of `on_tokens`
-DECODE_BLOCK = 16
 #: the smallest chunk a prompt is read in
 MIN_CHUNK = 16
 
 Ids = Sequence[int]
 OnTokens = Callable[[list[list[int]]], None]
-Entries = tuple[Float[Array, "L B K S h"], Float[Array, "L B K S h"]]
-Marks = tuple[Int[Array, "B S"], Int[Array, "B S"], Int[Array, ""]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,8 @@ class State:
     lengths: Int[Array, "B"]
     #: of each row's next token, fp32
     logits: Float[Array, "B V"]
+    #: where each row stands between text and frames
+    progress: Progress
     num_rows: int
     timings: Timings = field(default_factory=Timings)
 
@@ -92,6 +89,8 @@ class Engine:
     mesh: Mesh
     #: most tokens a row reads at a time; bounds the memory of reading, does not change results
     prefill_chunk: int = 2048
+    #: the ids that open a frame in the model's own text; none: frames come only where a prompt has opened one
+    opening: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.prefill_chunk < 1:
@@ -138,8 +137,8 @@ class Engine:
             ways = axis_size("batch")
             batch_size = -(-num_rows // ways) * ways
             cache = caches.allocate(self.config, batch_size, _round_up(capacity), self.compute.jax_dtype)
-            lengths, logits = _nothing_read(batch_size, self.config.vocab.size)
-        return State(cache, lengths, logits, num_rows)
+            lengths, logits, progress = nothing_read(batch_size, self.config.vocab.size)
+        return State(cache, lengths, logits, progress, num_rows)
 
     def extend(self, state: State, ids: Sequence[Ids]) -> State:
         """Read more ids in each row (none in some, if you like).
@@ -159,14 +158,14 @@ class Engine:
             row[: len(new)] = new
         began = time.perf_counter()
         with jax.set_mesh(self.mesh):
-            cache, lengths, logits = state.cache, state.lengths, state.logits
+            cache, lengths, logits, progress = state.cache, state.lengths, state.logits, state.progress
             for stop, size in zip(accumulate(chunks), chunks, strict=True):
                 tokens = padded[:, stop - size : stop]
                 in_chunk = np.clip(counts - (stop - size), 0, size)
-                entries, marks = _split(cache)
-                cache, lengths, logits = _read_chunk(
-                    self.params, entries, marks, lengths, logits, tokens, in_chunk, self.config, self.compute
-                )
+                cache, lengths, logits, progress = read_chunk(
+                    self.params, *split(cache), lengths, logits, progress, tokens, in_chunk, self.grammar,
+                    self.config, self.compute,
+                )  # fmt: skip
             logits.block_until_ready()
         seconds = time.perf_counter() - began
         timings = replace(
@@ -174,7 +173,7 @@ class Engine:
             prefill_tokens=state.timings.prefill_tokens + int(counts.sum()),
             prefill_seconds=state.timings.prefill_seconds + seconds,
         )
-        return State(cache, lengths, logits, state.num_rows, timings)
+        return State(cache, lengths, logits, progress, state.num_rows, timings)
 
     def decode(
         self,
@@ -184,24 +183,31 @@ class Engine:
         stop_ids: Ids = (),
         seed: int = 0,
         on_tokens: OnTokens | None = None,
+        frames: Frames = Frames(),  # noqa: B008
     ) -> tuple[list[list[int]], State]:
         """Generate up to `max_new_tokens` in each row; return them and the state that has read them too.
 
+        With `frames.guidance` rows come in pairs: what is wanted, then the same without it. Both get the same tokens.
+
         Raises:
-            ValueError: the cache is too small.
+            ValueError: the cache is too small, or rows that should come in pairs are odd in number.
         """
         if max_new_tokens > state.free:
             raise ValueError(f"{max_new_tokens} more tokens do not fit: the cache has {state.free} slots left")
         generated: list[list[int]] = [[] for _ in range(state.num_rows)]
         stop, done = np.asarray(stop_ids, np.int32), np.arange(len(state.lengths)) >= state.num_rows
         timings, began = state.timings, time.perf_counter()
+        if frames.guidance and len(state.lengths) % 2:
+            raise ValueError(f"{len(state.lengths)} rows cannot come in pairs: choose a mesh whose batch axes are even")
+        progress = expect(state.progress, frames.count, self.grammar)
+        rules = Rules(self.grammar, sampling, frames.sampling or sampling, bool(frames.guidance))
+        told = np.asarray(frames.guidance or (1.0,), np.float32), np.int32(frames.total)
         for first in range(0, max_new_tokens, DECODE_BLOCK):
             limit = min(DECODE_BLOCK, max_new_tokens - first)
-            entries, marks = _split(state.cache)
             with jax.set_mesh(self.mesh):
-                cache, lengths, logits, block, ended = _decode_block(
-                    self.params, entries, marks, state.lengths, state.logits, done, np.int32(limit), stop,
-                    np.uint32(seed % 2**32), np.int32(first), self.config, self.compute, sampling,
+                cache, lengths, logits, progress, block, ended = decode_block(
+                    self.params, *split(state.cache), state.lengths, state.logits, progress, done, np.int32(limit),
+                    stop, np.uint32(seed % 2**32), np.int32(first), *told, self.config, self.compute, rules,
                 )  # fmt: skip
             new = [row[row >= 0].tolist() for row in np.asarray(block)[: state.num_rows]]
             generated = [row + more for row, more in zip(generated, new, strict=True)]
@@ -210,7 +216,7 @@ class Engine:
                 decode_tokens=timings.decode_tokens + sum(map(len, new)),
                 decode_seconds=state.timings.decode_seconds + time.perf_counter() - began,
             )
-            state = State(cache, lengths, logits, state.num_rows, timings)
+            state = State(cache, lengths, logits, progress, state.num_rows, timings)
             done = np.asarray(ended)
             if on_tokens is not None:
                 on_tokens(new)
@@ -226,12 +232,21 @@ class Engine:
         return replace(earlier, cache=earlier.cache.with_entries(state.cache.keys, state.cache.values))
 
     def forget(self, state: State, lengths: Sequence[int]) -> State:
-        """Keep each row's first `lengths` tokens only. The slots of the others stay taken; `logits` no longer hold."""
+        """Keep each row's first `lengths` tokens only, which end outside any frame.
+
+        The slots of the others stay taken; `logits` no longer hold.
+        """
         kept = np.zeros(state.lengths.shape, np.int32)
         kept[: len(lengths)] = lengths
         with jax.set_mesh(self.mesh):
-            segment_ids, kept_lengths = _forget(state.cache.segment_ids, state.cache.positions, state.lengths, kept)
-        return replace(state, cache=replace(state.cache, segment_ids=segment_ids), lengths=kept_lengths)
+            segment_ids, kept_lengths = forget(state.cache.segment_ids, state.cache.positions, state.lengths, kept)
+        cache = replace(state.cache, segment_ids=segment_ids)
+        return replace(state, cache=cache, lengths=kept_lengths, progress=begin(len(kept)))
+
+    @property
+    def grammar(self) -> Grammar:
+        """The rules of the model's ids."""
+        return Grammar(self.config.vocab, self.opening)
 
     @property
     def _shards(self) -> int:
@@ -268,98 +283,3 @@ def _round_up(capacity: int) -> int:
     """To an eighth of a power of two: few distinct capacities, so few programs to compile, for an eighth of waste."""
     step = max(MIN_CHUNK, 1 << max(0, capacity.bit_length() - 4))
     return -(-capacity // step) * step
-
-
-def _split(cache: KVCache) -> tuple[Entries, Marks]:
-    """What is handed on from state to state, and what each state keeps."""
-    return (cache.keys, cache.values), (cache.segment_ids, cache.positions, cache.used)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _nothing_read(batch_size: int, vocab_size: int) -> tuple[Int[Array, "B"], Float[Array, "B V"]]:
-    lengths, logits = jnp.zeros(batch_size, jnp.int32), jnp.zeros((batch_size, vocab_size), jnp.float32)
-    return constrain(lengths, "batch"), constrain(logits, "batch", None)
-
-
-@partial(jax.jit, static_argnames=("config", "compute"), donate_argnames=("entries",))
-def _read_chunk(
-    params: Transformer,
-    entries: Entries,
-    marks: Marks,
-    lengths: Int[Array, "B"],
-    logits: Float[Array, "B V"],
-    tokens: Int[Array, "B T"],
-    counts: Int[Array, "B"],
-    config: ModelConfig,
-    compute: Compute,
-) -> tuple[KVCache, Int[Array, "B"], Float[Array, "B V"]]:
-    """Read the first `counts[b]` tokens of each row b; the rest is padding."""
-    place = jnp.arange(tokens.shape[1])
-    segment_ids = (place < counts[:, None]).astype(jnp.int32)
-    cache = KVCache(*entries, *marks)
-    hidden, cache = transformer.extend(params, tokens, segment_ids, lengths[:, None] + place, cache, config, compute)
-    last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
-    scores = _scores(params, last, config, compute)
-    return cache, lengths + counts, jnp.where(counts[:, None] > 0, scores, logits)
-
-
-@partial(jax.jit, static_argnames=("config", "compute", "sampling"), donate_argnames=("entries",))
-def _decode_block(
-    params: Transformer,
-    entries: Entries,
-    marks: Marks,
-    lengths: Int[Array, "B"],
-    logits: Float[Array, "B V"],
-    done: Bool[Array, "B"],
-    limit: Int[Array, ""],
-    stop_ids: Int[Array, "n"],
-    seed: Integer[Array, ""],
-    first: Int[Array, ""],
-    config: ModelConfig,
-    compute: Compute,
-    sampling: Sampling,
-) -> tuple[KVCache, Int[Array, "B"], Float[Array, "B V"], Int[Array, "B block"], Bool[Array, "B"]]:
-    """Generate up to `limit` tokens a row, -1 after a row's end. `first`: how many came before this block.
-
-    The token drawn after the last one is left to the next block, which draws it again from the same scores and key.
-    """
-    row_keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(lengths)))
-
-    def draw(logits: Array, index: Array, done: Array) -> tuple[Array, Array]:
-        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, first + index)
-        token = sample(logits, keys, sampling).astype(jnp.int32)
-        return token, done | (token[:, None] == stop_ids).any(axis=1)
-
-    def wanted(carry: tuple) -> Array:
-        index, *_, done, _ = carry
-        return (index < limit) & ~done.all()
-
-    def step(carry: tuple) -> tuple:
-        index, cache, lengths, logits, token, done, block = carry
-        block = jax.lax.dynamic_update_slice(block, jnp.where(done, -1, token)[:, None], (jnp.int32(0), index))
-        alive = (~done).astype(jnp.int32)
-        hidden, cache = transformer.extend(
-            params, token[:, None], alive[:, None], lengths[:, None], cache, config, compute
-        )
-        logits = jnp.where(done[:, None], logits, _scores(params, hidden[:, 0], config, compute))
-        lengths = lengths + alive
-        token, done = draw(logits, index + 1, done)
-        return index + 1, cache, lengths, logits, token, done, block
-
-    token, done = draw(logits, jnp.int32(0), done)
-    block = jnp.full((len(lengths), DECODE_BLOCK), -1, jnp.int32)
-    start = (jnp.int32(0), KVCache(*entries, *marks), lengths, logits, token, done, block)
-    _, cache, lengths, logits, _, done, block = jax.lax.while_loop(wanted, step, start)
-    return cache, lengths, logits, block, done
-
-
-def _scores(params: Transformer, hidden: Array, config: ModelConfig, compute: Compute) -> Float[Array, "B V"]:
-    head = transformer.head_weights(params, config, compute)
-    return constrain(transformer.logits(hidden, head), "batch", None)
-
-
-@jax.jit
-def _forget(
-    segment_ids: Int[Array, "B S"], positions: Int[Array, "B S"], lengths: Int[Array, "B"], kept: Int[Array, "B"]
-) -> tuple[Int[Array, "B S"], Int[Array, "B"]]:
-    return jnp.where(positions < kept[:, None], segment_ids, 0), jnp.minimum(lengths, kept)

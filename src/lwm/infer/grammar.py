@@ -7,8 +7,9 @@ ordinary text of several pieces (LWM's are not special tokens), so a row is insi
 A text model has no frames, and its rows are never inside.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -53,6 +54,26 @@ def begin(num_rows: int, num_frames: int | None = None) -> Progress:
     zeros = jnp.zeros(num_rows, jnp.int32)
     frames = zeros + (UNLIMITED if num_frames is None else num_frames)
     return Progress(zeros > 0, zeros, frames, zeros)
+
+
+def expect(progress: Progress, num_frames: int | None, grammar: Grammar) -> Progress:
+    """The same rows, which will hold `num_frames` more frames; one that was just opened is the first of them."""
+    opened = progress.inside & (progress.codes_left == grammar.vocab.tokens_per_frame)
+    wanted = UNLIMITED if num_frames is None else num_frames
+    return replace(progress, frames_left=wanted - opened.astype(jnp.int32))
+
+
+def follow(progress: Progress, tokens: Int[Array, "B T"], counts: Int[Array, "B"], grammar: Grammar) -> Progress:
+    """Where the rows stand after the first `counts[b]` of the tokens of each row b."""
+    if not grammar.vocab.vision_size:
+        return progress
+
+    def step(progress: Progress, read: tuple[Array, Array]) -> tuple[Progress, None]:
+        token, place = read
+        after = advance(progress, token, grammar)
+        return jax.tree.map(lambda new, old: jnp.where(place < counts, new, old), after, progress), None
+
+    return jax.lax.scan(step, progress, (tokens.T, jnp.arange(tokens.shape[1])))[0]
 
 
 def advance(progress: Progress, token: Int[Array, "B"], grammar: Grammar) -> Progress:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from lwm.core.errors import UserError
+from lwm.infer.grammar import UNLIMITED
 
 #: a temperature below this would be 0 in fp32
 SHARPEST = 1e-30
@@ -34,6 +35,28 @@ class Sampling:
             raise UserError(f"top_k {self.top_k} must be 0 (all tokens) or a positive integer")
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p {self.top_p} must be above 0 and at most 1 (all tokens)")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Which frames are to be drawn, and how."""
+
+    #: how many; None: as many as the model wants
+    count: int | None = None
+    #: how their codes are drawn; None: as text is
+    sampling: Sampling | None = None
+    #: classifier-free guidance of the first frame, the second, ..., the last one for all that follow; none: unguided.
+    #: 1 draws what was asked for as it is, more draws away from what would have come unasked (Ho & Salimans 2022)
+    guidance: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 0:
+            raise UserError(f"{self.count} frames cannot be drawn: ask for 0 or more")
+
+    @property
+    def total(self) -> int:
+        """The number that `grammar.expect` counts down from."""
+        return UNLIMITED if self.count is None else self.count
 
 
 def sample(logits: Float[Array, "B V"], keys: Key[Array, "B"], sampling: Sampling) -> Int[Array, "B"]:
