@@ -77,12 +77,12 @@ def nano_8k() -> Run:
         length_shares=(0.3, 0.3, 0.2, 0.2),
         quotes=0.1,
         text=0.0,
-        other_facts=0.3,
+        other_facts=0.2,
         max_facts=12,
         max_questions=20,
         span=131_072,
     )
-    return _stage("nano-8k", data, theta=1e16, batch_size=2, steps=110, learning_rate=1.2e-3, after="nano-2k")
+    return _stage("nano-8k", data, theta=1e16, batch_size=1, steps=240, learning_rate=1.5e-3, after="nano-2k")
 
 
 STAGES: dict[str, Callable[[], Run]] = {
