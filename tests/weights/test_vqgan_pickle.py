@@ -1,5 +1,6 @@
 """A pickle is a program: this one may build arrays and containers, and nothing else runs."""
 
+import builtins
 import collections
 import datetime
 import os
@@ -40,7 +41,7 @@ class Runs:
 
 class Evaluates(Runs):
     def __reduce__(self) -> tuple:
-        return eval, (f"open({str(self.mark)!r}, 'w')",)
+        return builtins.eval, (f"open({str(self.mark)!r}, 'w')",)
 
 
 @pytest.mark.parametrize("hostile", [Runs, Evaluates])

@@ -142,58 +142,65 @@ def from_pickle(arrays: Mapping[str, np.ndarray], config: VQGANConfig) -> VQGAN:
     Raises:
         UserError: an array is missing, unknown or of another shape than `config` says.
     """
-    used: set[str] = set()
-
-    def array(name: str) -> np.ndarray:
-        if name not in arrays:
-            raise UserError(f"the VQGAN has no array {name}")
-        used.add(name)
-        return arrays[name]
-
-    def conv(name: str) -> Convolution:
-        return Convolution(array(f"{name}/kernel"), array(f"{name}/bias"))
-
-    def norm(name: str) -> GroupNorm:
-        return GroupNorm(array(f"{name}/scale"), array(f"{name}/bias"))
-
-    def block(name: str, like: ResBlock) -> ResBlock:
-        shortcut = None if like.shortcut is None else conv(f"{name}/Conv_2")
-        norms = norm(f"{name}/GroupNorm_0"), norm(f"{name}/GroupNorm_1")
-        return ResBlock(norms[0], conv(f"{name}/Conv_0"), norms[1], conv(f"{name}/Conv_1"), shortcut)
-
-    def blocks(name: str, like: tuple[ResBlock, ...]) -> tuple[ResBlock, ...]:
-        return tuple(block(f"{name}/ResnetBlock_{place}", each) for place, each in enumerate(like))
-
-    def levels(name: str, resampling: str, like: tuple[Level, ...]) -> tuple[Level, ...]:
-        return tuple(
-            Level(
-                blocks(f"{name}_{place}", each.blocks),
-                None if each.resample is None else conv(f"{name}_{place}/{resampling}/Conv_0"),
-            )
-            for place, each in enumerate(like)
-        )
-
-    shape = declare(config)
+    shape, take = declare(config), _Taker(arrays)
     params = VQGAN(
         encoder=Encoder(
-            conv("encoder/Conv_0"),
-            levels("encoder/DownsamplingBlock", "Downsample_0", shape.encoder.levels),
-            blocks("encoder/MidBlock_0", shape.encoder.middle),
-            norm("encoder/GroupNorm_0"),
-            conv("encoder/Conv_1"),
+            take.conv("encoder/Conv_0"),
+            take.levels("encoder/DownsamplingBlock", "Downsample_0", shape.encoder.levels),
+            take.blocks("encoder/MidBlock_0", shape.encoder.middle),
+            take.norm("encoder/GroupNorm_0"),
+            take.conv("encoder/Conv_1"),
         ),
-        to_code=conv("quant_conv"),
-        codebook=array("quantize/embeddings"),
-        from_code=conv("post_quant_conv"),
+        to_code=take.conv("quant_conv"),
+        codebook=take.array("quantize/embeddings"),
+        from_code=take.conv("post_quant_conv"),
         decoder=Decoder(
-            conv("decoder/Conv_0"),
-            blocks("decoder/MidBlock_0", shape.decoder.middle),
-            levels("decoder/UpsamplingBlock", "Upsample_0", shape.decoder.levels),
-            norm("decoder/GroupNorm_0"),
-            conv("decoder/Conv_1"),
+            take.conv("decoder/Conv_0"),
+            take.blocks("decoder/MidBlock_0", shape.decoder.middle),
+            take.levels("decoder/UpsamplingBlock", "Upsample_0", shape.decoder.levels),
+            take.norm("decoder/GroupNorm_0"),
+            take.conv("decoder/Conv_1"),
         ),
     )
-    if unknown := sorted(arrays.keys() - used):
+    if unknown := sorted(arrays.keys() - take.taken):
         raise UserError(f"the VQGAN has an array that its configuration does not have: {unknown[0]}")
     require_same_shapes("the VQGAN file", shapes_by_name(params), "its configuration", shapes_by_name(shape))
     return params
+
+
+class _Taker:
+    """Arrays under the names that flax gave them, put together as our layers."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._arrays = arrays
+        self.taken: set[str] = set()
+
+    def array(self, name: str) -> np.ndarray:
+        if name not in self._arrays:
+            raise UserError(f"the VQGAN has no array {name}")
+        self.taken.add(name)
+        return self._arrays[name]
+
+    def conv(self, name: str) -> Convolution:
+        return Convolution(self.array(f"{name}/kernel"), self.array(f"{name}/bias"))
+
+    def norm(self, name: str) -> GroupNorm:
+        return GroupNorm(self.array(f"{name}/scale"), self.array(f"{name}/bias"))
+
+    def block(self, name: str, like: ResBlock) -> ResBlock:
+        norms = [self.norm(f"{name}/GroupNorm_{place}") for place in (0, 1)]
+        convs = [self.conv(f"{name}/Conv_{place}") for place in (0, 1)]
+        shortcut = None if like.shortcut is None else self.conv(f"{name}/Conv_2")
+        return ResBlock(norms[0], convs[0], norms[1], convs[1], shortcut)
+
+    def blocks(self, name: str, like: tuple[ResBlock, ...]) -> tuple[ResBlock, ...]:
+        return tuple(self.block(f"{name}/ResnetBlock_{place}", each) for place, each in enumerate(like))
+
+    def levels(self, name: str, resampling: str, like: tuple[Level, ...]) -> tuple[Level, ...]:
+        return tuple(
+            Level(
+                self.blocks(f"{name}_{place}", each.blocks),
+                None if each.resample is None else self.conv(f"{name}_{place}/{resampling}/Conv_0"),
+            )
+            for place, each in enumerate(like)
+        )
