@@ -391,8 +391,9 @@ def main(arguments: Arguments | None = None) -> int:
     except OSError as error:
         if error.errno not in WRITE_REFUSALS:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the output cannot go there either
+        if error.filename is None:  # it was the output, and the rest of it cannot go there either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:  # whoever read it has seen enough
             return 141
-        note(f"cannot write {error.filename or 'any more'}: {error.strerror}")
+        note(f"{error.filename or 'cannot write any more'}: {error.strerror}")
         return 2

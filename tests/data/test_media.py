@@ -183,3 +183,38 @@ def test_an_absurd_size_is_refused_before_it_is_decoded(tmp_path):
 def test_choices_that_mean_nothing(wrong):
     with pytest.raises(UserError, match=r"ask for|not by both"):
         Choice(**wrong)
+
+
+def test_pages_are_no_animation(tmp_path):
+    pages = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN)]
+    pages[0].save(tmp_path / "pages.tiff", save_all=True, append_images=pages[1:])
+    frames = read_frames(tmp_path / "pages.tiff", 8)
+    assert len(frames.times) == 1 and tuple(frames.pixels[0, 4, 4]) == RED
+
+
+def test_a_format_that_starts_programs_is_not_opened(tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    with pytest.raises(UserError, match=r"picture\.png is"):
+        read_frames(tmp_path / "picture.png", 8)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the library, about damaged tags
+@pytest.mark.parametrize("suffix", ["gif", "tiff", "webp", "jpg", "png"])
+def test_pictures_cut_anywhere_end_in_a_sentence(suffix, tmp_path):
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+    whole = tmp_path / f"whole.{suffix}"
+    pictures[0].save(whole, **({} if suffix == "jpg" else {"save_all": True, "append_images": pictures[1:]}))
+    content = whole.read_bytes()
+    for length in range(0, len(content), max(1, len(content) // 60)):
+        cut = tmp_path / f"cut.{suffix}"
+        cut.write_bytes(content[:length])
+        try:
+            read_frames(cut, 8)
+        except UserError as error:
+            assert "cut" in str(error)
+
+
+def test_a_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
+    write_video(tmp_path / "12:30.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert len(read_frames("12:30.mp4", 16).times) == 20

@@ -102,3 +102,36 @@ def test_another_configuration_is_refused():
         from_pickle(arrays, VQGANConfig(**small, channel_multipliers=(1, 2, 2), num_codes=512))
     with pytest.raises(UserError, match="its configuration does not have"):
         from_pickle(arrays | {"extra": np.ones(1)}, VQGANConfig(**small, channel_multipliers=(1, 2, 2), num_codes=256))
+
+
+def nested(levels: int) -> dict:
+    value: dict = {"leaf": np.ones(1)}
+    for _ in range(levels):
+        value = {"a": value, "b": value}
+    return value
+
+
+def itself() -> dict:
+    value: dict = {"leaf": np.ones(1)}
+    value["again"] = value
+    return value
+
+
+@pytest.mark.parametrize("value", [nested(60), itself(), {7: np.ones(1)}])
+def test_small_files_that_would_take_for_ever_are_refused(value, tmp_path):
+    with pytest.raises(UserError, match="is refused: it holds a dictionary"):
+        read_arrays(write(tmp_path / "weights.pkl", value))
+
+
+def test_a_key_that_is_hashed_for_ever_is_refused(tmp_path):
+    file = tmp_path / "weights.pkl"
+    file.write_bytes(b"\x80\x04})" + b"2\x86" * 60 + b"K\x01s.")  # a pair of the same pair of the same pair ...
+    with pytest.raises(UserError, match="a dictionary whose keys are not names"):
+        read_arrays(file)
+
+
+def test_a_file_that_asks_for_all_memory_gets_none(tmp_path):
+    file = tmp_path / "weights.pkl"
+    file.write_bytes(b"\x80\x04N" + b"r\xff\xff\xff\x7f" + b".")
+    with pytest.raises(UserError, match="holds no arrays"):
+        read_arrays(file)

@@ -114,6 +114,8 @@ class ParquetRows:
         try:
             table = self._recent.get((self, group), lambda: self._read_group(group))
         except self._unreadable as error:
+            if getattr(error, "errno", None):
+                raise UserError(f"{record_id} can no longer be read: {error}") from None
             raise BadRecordError(record_id, f"its row group cannot be read: {error}") from None
         (values,) = table.slice(index - start, 1).to_pylist()
         return Record(record_id, values)

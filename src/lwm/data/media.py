@@ -6,6 +6,7 @@ scaled to the square's and the middle is kept, as LWM did.
 
 import itertools
 import math
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ TIME_SLACK = 1e-4
 DURATION_SLACK = 0.5
 #: how long a frame of an animation is shown that does not say it
 DEFAULT_SECONDS = 0.1
+
+Image.init()
+#: what pictures are read from; other formats of the library start programs (EPS) or hold something else
+FORMATS: list[str] = [
+    name for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if name in Image.OPEN
+]
+#: those whose frames follow each other in time; the pages of others are not shown one after another
+ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
+#: what the library raises at a broken file
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 
 Image.MAX_IMAGE_PIXELS = None  # the limit above is checked before anything is decoded, and for video too
 
@@ -81,10 +92,10 @@ def read_frames(path: Path | str, size: int, choice: Choice = Choice()) -> Frame
     if not path.is_file():
         raise UserError(f"no picture or video at {path}")
     try:
-        picture = Image.open(path)
+        picture = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
         return _read_video(path, size, choice)
-    except (OSError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     with picture:
         return _read_picture(picture, path, size, choice)
@@ -108,36 +119,47 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 
 def _read_picture(picture: Image.Image, path: Path, size: int, choice: Choice) -> Frames:
-    _require_moderate(path, *picture.size)
-    count = getattr(picture, "n_frames", 1)
+    try:
+        count = getattr(picture, "n_frames", 1) if picture.format in ANIMATED else 1
+    except BROKEN as error:
+        raise UserError(f"{path} is broken: {error}") from None
 
     def at(number: int) -> Image.Image:
         try:
-            picture.seek(number)
+            if number != picture.tell():
+                picture.seek(number)
+            _require_moderate(path, *picture.size)
             picture.load()
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except BROKEN as error:
             raise UserError(f"{path} is broken at frame {number + 1} of {count}: {error}") from None
         return picture
 
     lengths = [at(number).info.get("duration", 0) / 1000 or DEFAULT_SECONDS for number in range(count)]
     starts = [0.0, *itertools.accumulate(lengths)]
     wanted = choice.times(count, starts[-1]) if count > 1 else None
-    return _collect(((starts[number], partial(at, number)) for number in range(count)), wanted, size)
+    return _collect(path, ((starts[number], partial(at, number)) for number in range(count)), wanted, size)
 
 
 def _read_video(path: Path, size: int, choice: Choice) -> Frames:
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"{path} is neither a picture nor a video")
-            stream = container.streams.video[0]
+        name = str(path.absolute())  # a bare name with a colon in it would be taken for a protocol
+        with av.open(name) as container:
+            stream = _film(container, path)
             _require_moderate(path, stream.codec_context.width, stream.codec_context.height)
             starts, count, duration = _measure(container, stream, path)
             wanted = choice.times(count, duration)
-        with av.open(str(path)) as container:
-            return _collect(_decode(container, path, starts, count), wanted, size)
+        with av.open(name) as container:
+            return _collect(path, _decode(container, path, starts, count), wanted, size)
     except av.FFmpegError as error:
         raise UserError(f"{path} is neither a picture nor a video that can be read: {error.strerror}") from None
+
+
+def _film(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    """The video stream; the cover of a song is none."""
+    for stream in container.streams.video:
+        if av.stream.Disposition.attached_pic not in stream.disposition:
+            return stream
+    raise UserError(f"{path} is neither a picture nor a video")
 
 
 def _measure(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> tuple[float, int, float]:
@@ -145,7 +167,7 @@ def _measure(container: av.container.InputContainer, stream: av.VideoStream, pat
     packets: list[tuple[int, int]] = []
     count, end = 0, 0.0
     for packet in container.demux():
-        if not packet.size:
+        if not packet.size or packet.is_discard:  # cut away by an edit list, and never shown
             continue
         count += packet.stream is stream
         if packet.pts is None or packet.time_base is None:
@@ -158,9 +180,8 @@ def _measure(container: av.container.InputContainer, stream: av.VideoStream, pat
     if not count:
         raise UserError(f"{path} holds no frame")
     promised = (container.duration or 0) / av.time_base
-    if stream.frames > count or promised > end + DURATION_SLACK:
-        whole = f"of {stream.frames}" if stream.frames > count else f"at {end:.2f} of {promised:.2f} s"
-        raise UserError(f"{path} is cut short: it ends after frame {count} {whole}")
+    if promised > end + DURATION_SLACK:
+        raise UserError(f"{path} is cut short: it ends after frame {count} at {end:.2f} of {promised:.2f} s")
     if len(packets) < count or stream.time_base is None:  # not every format says when a frame is shown
         return 0.0, count, count / rate
     first, (last, length) = min(packets)[0], max(packets)
@@ -169,13 +190,14 @@ def _measure(container: av.container.InputContainer, stream: av.VideoStream, pat
 
 
 def _decode(container: av.container.InputContainer, path: Path, start: float, count: int) -> Shown:
-    stream = container.streams.video[0]
+    stream = _film(container, path)
     stream.thread_type = "AUTO"
     number, rate = 0, float(stream.average_rate or stream.guessed_rate or 25)
     try:
         for frame in container.decode(stream):
             if frame.is_corrupt:
                 raise UserError(f"{path} is broken at frame {number + 1} of {count}: its data is damaged")
+            _require_moderate(path, frame.width, frame.height)
             yield (number / rate if frame.time is None else frame.time - start), partial(_upright, frame)
             number += 1
     except av.FFmpegError as error:
@@ -187,12 +209,14 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
     return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
 
 
-def _collect(frames: Shown, wanted: list[float] | None, size: int) -> Frames:
+def _collect(path: Path, frames: Shown, wanted: list[float] | None, size: int) -> Frames:
     times: list[float] = []
     pixels: list[np.ndarray] = []
     for time, picture, copies in _at(frames, wanted):
         times += [time] * copies
         pixels += [square(picture(), size)] * copies
+    if not pixels:
+        raise UserError(f"{path} holds no frame that can be shown")
     return Frames(np.stack(pixels), np.array(times))
 
 
@@ -206,9 +230,10 @@ def _at(frames: Shown, wanted: list[float] | None) -> Iterator[tuple[float, Call
     while shown is not None and left:
         following = next(frames, None)
         until = math.inf if following is None else following[0] - TIME_SLACK
-        copies = sum(time < until for time in left)
-        for _ in range(copies):
+        copies = 0
+        while left and left[0] < until:
             left.popleft()
+            copies += 1
         if copies:
             yield *shown, copies
         shown = following

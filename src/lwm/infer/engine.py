@@ -197,8 +197,8 @@ class Engine:
         generated: list[list[int]] = [[] for _ in range(state.num_rows)]
         stop, done = np.asarray(stop_ids, np.int32), np.arange(len(state.lengths)) >= state.num_rows
         timings, began = state.timings, time.perf_counter()
-        if frames.guidance and len(state.lengths) % 2:
-            raise ValueError(f"{len(state.lengths)} rows cannot come in pairs: choose a mesh whose batch axes are even")
+        if frames.guidance and (state.num_rows % 2 or len(state.lengths) % 2):
+            raise ValueError(f"{state.num_rows} rows on {len(state.lengths)} places of the mesh do not come in pairs")
         progress = expect(state.progress, frames.count, self.grammar)
         rules = Rules(self.grammar, sampling, frames.sampling or sampling, bool(frames.guidance))
         told = np.asarray(frames.guidance or (1.0,), np.float32), np.int32(frames.total)

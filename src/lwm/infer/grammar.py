@@ -57,8 +57,10 @@ def begin(num_rows: int, num_frames: int | None = None) -> Progress:
 
 
 def expect(progress: Progress, num_frames: int | None, grammar: Grammar) -> Progress:
-    """The same rows, which will hold `num_frames` more frames; one that was just opened is the first of them."""
-    opened = progress.inside & (progress.codes_left == grammar.vocab.tokens_per_frame)
+    """The same rows, which will hold `num_frames` more frames; one that is not finished is the first of them."""
+    if not grammar.vocab.vision_size:
+        return progress
+    opened = progress.inside & (progress.codes_left > 0)
     wanted = UNLIMITED if num_frames is None else num_frames
     return replace(progress, frames_left=wanted - opened.astype(jnp.int32))
 
@@ -79,15 +81,15 @@ def follow(progress: Progress, tokens: Int[Array, "B T"], counts: Int[Array, "B"
 def advance(progress: Progress, token: Int[Array, "B"], grammar: Grammar) -> Progress:
     """Where the rows stand after one more id each. Ids that break the rules are read as well as can be."""
     vocab = grammar.vocab
-    is_code = vocab.is_code(token)
-    codes_left = jnp.where(is_code, progress.codes_left - 1, progress.codes_left)
-    next_frame = token == vocab.end_of_frame
     opened, matched = _match(progress.matched, token, grammar.opening)
-    starts = next_frame | opened
-    ends = token == vocab.end_of_vision
+    is_vision = vocab.is_vision(token) | opened
+    next_frame, ends = token == vocab.end_of_frame, token == vocab.end_of_vision
+    starts = next_frame | opened | (is_vision & ~progress.inside)  # a code outside begins a frame that nothing opened
+    codes_left = jnp.where(starts, vocab.tokens_per_frame, progress.codes_left)
+    codes_left = codes_left - (vocab.is_code(token) & ~next_frame & ~opened).astype(jnp.int32)
     return Progress(
-        inside=(progress.inside | opened | next_frame | is_code) & ~ends,
-        codes_left=jnp.where(starts, vocab.tokens_per_frame, jnp.where(ends, 0, jnp.maximum(codes_left, 0))),
+        inside=is_vision & ~ends,
+        codes_left=jnp.where(is_vision & ~ends, jnp.maximum(codes_left, 0), 0),
         frames_left=progress.frames_left - starts.astype(jnp.int32),
         matched=matched,
     )

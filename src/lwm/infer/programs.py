@@ -51,12 +51,14 @@ class Rules:
         """The next token of each row. `guidance` is that of the first frame of `num_frames`, the second, ..."""
         if not self.grammar.vocab.vision_size:
             return sample(logits, keys, self.text).astype(jnp.int32)
+        if self.guided:  # both rows of a pair are where the wanted one is
+            progress = jax.tree.map(lambda leaf: jnp.repeat(leaf[::2], 2, axis=0), progress)
         inside = progress.inside
         if self.guided:
             wanted, unwanted = logits.reshape(-1, 2, logits.shape[1]).swapaxes(0, 1)
             frame = jnp.clip(num_frames - 1 - progress.frames_left[::2], 0, len(guidance) - 1)
-            scale = jnp.where(inside[::2], guidance[frame], 1.0)[:, None]
-            logits = jnp.repeat(unwanted + scale * (wanted - unwanted), 2, axis=0)
+            told_apart = unwanted + guidance[frame][:, None] * (wanted - unwanted)
+            logits = jnp.repeat(jnp.where(inside[::2, None], told_apart, wanted), 2, axis=0)
         logits = jnp.where(allowed(progress, self.grammar), logits, -jnp.inf)
         token = jnp.where(inside, sample(logits, keys, self.frames), sample(logits, keys, self.text))
         return token.astype(jnp.int32)

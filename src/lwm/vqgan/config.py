@@ -1,8 +1,6 @@
 """What a VQGAN is: its widths, its depth, its codebook."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from lwm.core.errors import UserError
 
@@ -44,18 +42,6 @@ class VQGANConfig:
         """Pixels along the side of the square that a code stands for."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
-    @property
-    def codes_per_side(self) -> int:
-        return self.resolution // self.pixels_per_code
-
-    @property
-    def tokens_per_frame(self) -> int:
-        return self.codes_per_side**2
-
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, from the pixels inwards."""
         return tuple(self.hidden_channels * multiplier for multiplier in self.channel_multipliers)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionary for `codec.json`."""
-        return dataclasses.asdict(self)

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from lwm.vqgan.model import VQGAN, Convolution, Decoder, Encoder, GroupNorm, Lev
 #: kinds and sizes of numbers that weights are made of: floats and integers, little-endian or of one byte
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 _STATE_LENGTH = 5
+MOST_AXES, MOST_BYTES = 8, 2**40
+#: the one written in Python, whose opcodes can be overridden and whose memory grows only as it is filled
+_PythonReader: Any = pickle._Unpickler
 
 
 class _RefusedError(Exception):
@@ -57,7 +60,8 @@ class _Array:
 
     def fill(self, content: Any, numbers: Any, shape: Any, order: Any) -> None:
         """Give it its bytes."""
-        plain = isinstance(shape, tuple) and all(isinstance(size, int) and size >= 0 for size in shape)
+        plain = isinstance(shape, tuple) and len(shape) <= MOST_AXES
+        plain = plain and all(isinstance(size, int) and 0 <= size < MOST_BYTES for size in shape)
         if not (
             plain and isinstance(numbers, _Numbers) and isinstance(content, bytes | bytearray) and order in ("C", "F")
         ):
@@ -68,8 +72,35 @@ class _Array:
         self.value = np.frombuffer(content, dtype).reshape(shape, order=order)
 
 
-class _Reader(pickle.Unpickler):
-    """Every name stands for something of ours: bound methods and a built-in type, which no program can change."""
+class _Reader(_PythonReader):
+    """Python's own reader of pickles, in which every name stands for something of ours.
+
+    Only our stand-ins take a state, and only text is a key: so nothing of ours is changed, and no key that was built to
+    be hashed for ever is.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_PythonReader.dispatch)
+
+    def _build(self) -> None:
+        if not isinstance(self.stack[-2], _Array | _Numbers):
+            raise _RefusedError("a state of something that is not an array")
+        _PythonReader.load_build(self)
+
+    def _set_item(self) -> None:
+        self._require_text(self.stack[-2:-1])
+        _PythonReader.load_setitem(self)
+
+    def _set_items(self) -> None:
+        self._require_text(self.stack[::2])  # what was put down since the mark: keys and values in turn
+        _PythonReader.load_setitems(self)
+
+    def _require_text(self, keys: list[Any]) -> None:
+        if not all(isinstance(key, str) for key in keys):
+            raise _RefusedError("a dictionary whose keys are not names")
+
+    dispatch[pickle.BUILD[0]] = _build
+    dispatch[pickle.SETITEM[0]] = _set_item
+    dispatch[pickle.SETITEMS[0]] = _set_items
 
     def find_class(self, module: str, name: str) -> Any:
         known: dict[tuple[str, str], Any] = {
@@ -103,7 +134,7 @@ class _Reader(pickle.Unpickler):
 
     def _numbers(self, code: Any, *_: Any) -> _Numbers:
         if not isinstance(code, str) or code not in _NUMBERS:
-            raise _RefusedError(f"an array of {code!r}")
+            raise _RefusedError(f"an array of {code!r:.20}" if isinstance(code, str) else "an array of an unknown form")
         return _Numbers(code)
 
 
@@ -116,24 +147,27 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         with open(file, "rb") as stream:
             tree = _Reader(stream).load()
+        arrays = dict(_flat(tree, (), set()))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     except _RefusedError as error:
         raise UserError(f"{file} is refused: it holds {error}") from None
     except Exception as error:  # what a broken program makes of the pickle machine has no common type
         raise UserError(f"{file} is not a readable pickle: {error}") from None
-    arrays = dict(_flat(tree, ()))
     if not arrays:
         raise UserError(f"{file} holds no arrays")
     return arrays
 
 
-def _flat(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
+def _flat(node: Any, path: tuple[str, ...], met: set[int]) -> Iterator[tuple[str, np.ndarray]]:
     if isinstance(node, _Array) and hasattr(node, "value"):
         yield "/".join(path), node.value
     elif isinstance(node, Mapping):
+        if id(node) in met:
+            raise _RefusedError("a dictionary that is in several places")
+        met.add(id(node))
         for name, child in node.items():
-            yield from _flat(child, (*path, str(name)))
+            yield from _flat(child, (*path, name), met)
 
 
 def from_pickle(arrays: Mapping[str, np.ndarray], config: VQGANConfig) -> VQGAN:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from lwm.world.draw import RGB, TEXTURE, coverage, ground, paint
+from lwm.world.draw import RGB, STEP, TEXTURE, coverage, ground, paint
 from lwm.world.scene import COLOURS, DIRECTIONS, GROUNDS, PLACES, SHAPES, SIZES, Direction, Ground, Look
 
 #: of the squared difference that a shape makes, what it must take away to be believed; and how much that is at least:
@@ -48,8 +48,8 @@ def _templates() -> _Templates:
 
 @functools.cache
 def _grounds() -> tuple[list[Ground], Float32[np.ndarray, "grounds side side 3"]]:
-    """Every ground, moved by every even number of pixels."""
-    shifts = [(name, x) for name in GROUNDS for x in range(0, TEXTURE, 4)]
+    """Every ground, at every place that a pan may move it to."""
+    shifts = [(name, x) for name in GROUNDS for x in range(0, TEXTURE, STEP)]
     return [name for name, _ in shifts], np.stack([ground(name, x) for name, x in shifts])
 
 
@@ -92,7 +92,7 @@ def direction_of(readings: Sequence[Reading], shape: str, colour: str) -> Direct
     places = [
         (look.x, look.y)
         for reading in readings
-        for look in reading.looks[:]
+        for look in reading.looks
         if (look.shape, look.colour) == (shape, colour)
     ]
     steps = [(x - before_x, y - before_y) for (before_x, before_y), (x, y) in pairwise(places)]

@@ -31,8 +31,8 @@ DIRECTIONS: dict[Direction, tuple[int, int]] = {
 }
 #: places along a side
 PLACES = 7
-#: places between two sprites, at least; so at most three are in a scene
-LANE_DISTANCE = 3
+#: places between two sprites, at least, and how many sprites there is room for
+LANE_DISTANCE, MAX_SPRITES = 3, 3
 #: of the scenes, the part in which the ground moves under the sprites; of the sprites, those that stay where they are
 #: and those that something befalls
 PAN_SHARE, STILL_SHARE, EVENT_SHARE = 0.15, 0.2, 0.25
@@ -108,6 +108,8 @@ def random_scene(
     forbidden: frozenset[tuple[Shape, Colour]] = frozenset(),
 ) -> Scene:
     """Any scene: sprites of different shapes and colours, each in a lane of its own, none of a forbidden pair."""
+    if not 1 <= max_sprites <= MAX_SPRITES:
+        raise ValueError(f"max_sprites {max_sprites}: there is room for 1 to {MAX_SPRITES}")
     count = int(rng.integers(1, max_sprites + 1))
     pans: tuple[Direction, ...] = ("left", "right") if num_frames > 1 and rng.random() < PAN_SHARE else ("still",)
     across = bool(rng.random() < 0.5)
@@ -119,7 +121,7 @@ def random_scene(
         along = int(rng.integers(PLACES))
         x, y = (along, lane) if across else (lane, along)
         sprite = Sprite(shape, colour, _draw(rng, SIZES), x, y)
-        sprites.append(_animated(rng, sprite, across, num_frames, forbidden) if num_frames > 1 else sprite)
+        sprites.append(_animated(rng, sprite, across, num_frames, colours, forbidden) if num_frames > 1 else sprite)
     return Scene(_draw(rng, GROUNDS), tuple(sprites), num_frames, _draw(rng, pans))
 
 
@@ -128,6 +130,7 @@ def _animated(
     sprite: Sprite,
     across: bool,
     num_frames: int,
+    taken: Sequence[Colour],
     forbidden: frozenset[tuple[Shape, Colour]],
 ) -> Sprite:
     """The same sprite on its way, and now and then with something that befalls it in the middle of the scene."""
@@ -140,7 +143,7 @@ def _animated(
     when = int(rng.integers(num_frames // 4 + 1, num_frames - num_frames // 4))
     into = None
     if event == "changes":
-        others = [c for c in COLOURS if c != sprite.colour and (sprite.shape, c) not in forbidden]
+        others = [c for c in COLOURS if c not in taken and (sprite.shape, c) not in forbidden]
         into = _draw(rng, others)
     return replace(sprite, event=event, when=when, into=into)
 
