@@ -9,7 +9,8 @@ import pytest
 
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
-from lwm.infer.grammar import Grammar, advance, allowed, begin
+from lwm.infer.grammar import Grammar, advance, allowed, begin, expect
+from lwm.infer.sampling import FrameSampling
 
 VOCAB = Vocab(text_size=8, vision_size=10, num_codes=6, tokens_per_frame=4)
 GRAMMAR = Grammar(VOCAB, opening=(3, 5))
@@ -43,7 +44,7 @@ def walk(num_rows: int, steps: int, num_frames: int | None, seed: int = 0) -> np
         token = jnp.where(allowed(progress, GRAMMAR), scores, -jnp.inf).argmax(axis=-1).astype(jnp.int32)
         return advance(progress, token, GRAMMAR), token
 
-    progress, tokens = begin(num_rows, num_frames), []
+    progress, tokens = expect(begin(num_rows), FrameSampling(num_frames).total, GRAMMAR), []
     for key in jax.random.split(jax.random.key(seed), steps):
         progress, token = step(progress, key)
         tokens.append(token)

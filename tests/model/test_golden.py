@@ -1,7 +1,5 @@
 """The original LWM's logits and greedy tokens, to rounding, at three rotary bases."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -10,10 +8,10 @@ from lwm.core.mesh import MeshShape, make_mesh
 from lwm.core.vocab import Vocab
 from lwm.infer.engine import Engine
 from lwm.model.config import Compute, ModelConfig
-from lwm.model.layers import Layer
 from lwm.model.transformer import Transformer, head_weights, hidden_states, logits
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+from .golden_lwm import GOLDEN, stacked_layers
+
 THETAS = (10_000, 1_000_000, 50_000_000)
 
 
@@ -30,22 +28,9 @@ def golden() -> dict[str, np.ndarray]:
 def params() -> Transformer:
     stored = np.load(GOLDEN / "lwm_text_params.npz")
 
-    def layers(name: str, *shape: int) -> np.ndarray:
-        return stored[f"transformer/h/scan_decoder/{name}/kernel"].reshape(2, *shape)
-
     return Transformer(
         embedding=stored["transformer/wte/embedding"],
-        layers=Layer(
-            attention_norm=layers("attention_norm", 64),
-            query=layers("attention/wq", 64, 4, 16),
-            key=layers("attention/wk", 64, 4, 16),
-            value=layers("attention/wv", 64, 4, 16),
-            output=layers("attention/wo", 4, 16, 64),
-            ffn_norm=layers("ffn_norm", 64),
-            gate=layers("feed_forward/w1", 64, 160),
-            up=layers("feed_forward/w3", 64, 160),
-            down=layers("feed_forward/w2", 160, 64),
-        ),
+        layers=stacked_layers(stored),
         final_norm=stored["transformer/ln_f/kernel"],
         head=stored["lm_head/kernel"],
     )

@@ -13,13 +13,13 @@ from lwm.core.mesh import MeshShape, make_mesh
 from lwm.core.vocab import Vocab
 from lwm.infer import grammar
 from lwm.infer.engine import Engine, State
-from lwm.infer.sampling import Frames
+from lwm.infer.sampling import FrameSampling
 from lwm.model.config import Compute
 from lwm.model.transformer import Transformer, head_weights, hidden_states, logits
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.step import accumulate, init_state, make_train_step
 
-from .golden_vision import CONFIG, GOLDEN, TEXT_SIZE, VOCAB, ids, joined, parted
+from .golden_lwm import CONFIG, GOLDEN, TEXT_SIZE, VOCAB, ids, joined, parted
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_greedy_images_with_guidance(guidance: int, engine: Engine) -> None:
     wanted = stored[f"greedy_cfg{guidance}"]
     wanted = wanted[:, : 1 + np.argmax(np.append(wanted[0], 2) == 2)]  # LWM took code 2 for the end of a text
     state = in_frame(engine.start(prompts, 512))
-    drawn, _ = engine.decode(state, wanted.shape[1], frames=Frames(count=4, guidance=(float(guidance),)))
+    drawn, _ = engine.decode(state, wanted.shape[1], frames=FrameSampling(count=4, guidance=(float(guidance),)))
     np.testing.assert_array_equal(np.array(drawn) - TEXT_SIZE, wanted)
 
 
@@ -153,7 +153,7 @@ def test_greedy_video_goes_on_from_its_first_frame(engine: Engine) -> None:
     stored = np.load(GOLDEN / "lwm_video_generation.npz")
     prompts = prompt_rows(*(stored[f"video/{name}"] for name in ("input_ids", "vision_masks", "attention_mask")))
     state = engine.start(prompts, 600)
-    drawn, _ = engine.decode(state, 257, frames=Frames(count=2, guidance=(2.0,)))
+    drawn, _ = engine.decode(state, 257, frames=FrameSampling(count=2, guidance=(2.0,)))
     np.testing.assert_array_equal(np.array(drawn) - TEXT_SIZE, stored["video/greedy_cfg2"])
 
 

@@ -18,7 +18,7 @@ from lwm.core.errors import UserError
 from lwm.core.mesh import axis_size
 from lwm.infer.grammar import Grammar, Progress, begin, expect
 from lwm.infer.programs import DECODE_BLOCK, Rules, decode_block, forget, nothing_read, read_chunk, split
-from lwm.infer.sampling import Frames, Sampling
+from lwm.infer.sampling import FrameSampling, Sampling
 from lwm.model import cache as caches
 from lwm.model.cache import KVCache
 from lwm.model.config import Compute, ModelConfig
@@ -183,7 +183,7 @@ class Engine:
         stop_ids: Ids = (),
         seed: int = 0,
         on_tokens: OnTokens | None = None,
-        frames: Frames = Frames(),  # noqa: B008
+        frames: FrameSampling = FrameSampling(),  # noqa: B008
     ) -> tuple[list[list[int]], State]:
         """Generate up to `max_new_tokens` in each row; return them and the state that has read them too.
 
@@ -199,7 +199,7 @@ class Engine:
         timings, began = state.timings, time.perf_counter()
         if frames.guidance and (state.num_rows % 2 or len(state.lengths) % 2):
             raise ValueError(f"{state.num_rows} rows on {len(state.lengths)} places of the mesh do not come in pairs")
-        progress = expect(state.progress, frames.count, self.grammar)
+        progress = expect(state.progress, frames.total, self.grammar)
         rules = Rules(self.grammar, sampling, frames.sampling or sampling, bool(frames.guidance))
         told = np.asarray(frames.guidance or (1.0,), np.float32), np.int32(frames.total)
         for first in range(0, max_new_tokens, DECODE_BLOCK):

@@ -49,20 +49,18 @@ class Progress:
     matched: Int[Array, "B"]
 
 
-def begin(num_rows: int, num_frames: int | None = None) -> Progress:
-    """Rows that have read nothing, and will hold `num_frames` frames (None: as many as the model wants)."""
+def begin(num_rows: int) -> Progress:
+    """Rows that have read nothing."""
     zeros = jnp.zeros(num_rows, jnp.int32)
-    frames = zeros + (UNLIMITED if num_frames is None else num_frames)
-    return Progress(zeros > 0, zeros, frames, zeros)
+    return Progress(zeros > 0, zeros, zeros + UNLIMITED, zeros)
 
 
-def expect(progress: Progress, num_frames: int | None, grammar: Grammar) -> Progress:
+def expect(progress: Progress, num_frames: int, grammar: Grammar) -> Progress:
     """The same rows, which will hold `num_frames` more frames; one that is not finished is the first of them."""
     if not grammar.vocab.vision_size:
         return progress
     opened = progress.inside & (progress.codes_left > 0)
-    wanted = UNLIMITED if num_frames is None else num_frames
-    return replace(progress, frames_left=wanted - opened.astype(jnp.int32))
+    return replace(progress, frames_left=num_frames - opened.astype(jnp.int32))
 
 
 def follow(progress: Progress, tokens: Int[Array, "B T"], counts: Int[Array, "B"], grammar: Grammar) -> Progress:

@@ -38,7 +38,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Frames:
+class FrameSampling:
     """Which frames are to be drawn, and how."""
 
     #: how many; None: as many as the model wants

@@ -57,24 +57,12 @@ class Level:
 
 @pytree
 @dataclass(frozen=True)
-class Encoder:
-    """From pixels inwards."""
+class Coder:
+    """One direction. The levels are in the order they are passed; the middle blocks lie at the codes' end."""
 
     conv_in: Convolution
     levels: tuple[Level, ...]
     middle: tuple[ResBlock, ...]
-    norm_out: GroupNorm
-    conv_out: Convolution
-
-
-@pytree
-@dataclass(frozen=True)
-class Decoder:
-    """From the codes outwards."""
-
-    conv_in: Convolution
-    middle: tuple[ResBlock, ...]
-    levels: tuple[Level, ...]
     norm_out: GroupNorm
     conv_out: Convolution
 
@@ -84,11 +72,11 @@ class Decoder:
 class VQGAN:
     """All tensors of a VQGAN, or their declarations."""
 
-    encoder: Encoder
+    encoder: Coder
     to_code: Convolution
     codebook: Any  # codes, width
     from_code: Convolution
-    decoder: Decoder
+    decoder: Coder
 
 
 def declare(config: VQGANConfig) -> VQGAN:
@@ -100,11 +88,11 @@ def declare(config: VQGANConfig) -> VQGAN:
     middle = (_res_block(deepest, deepest),) * 2
     codebook = Parameter((config.num_codes, config.code_width), (None, None), normal(config.code_width**-0.5))
     return VQGAN(
-        encoder=Encoder(_conv(3, 3, widths[0]), inwards, middle, _norm(deepest), _conv(3, deepest, z)),
+        encoder=Coder(_conv(3, 3, widths[0]), inwards, middle, _norm(deepest), _conv(3, deepest, z)),
         to_code=_conv(1, z, config.code_width),
         codebook=codebook,
         from_code=_conv(1, config.code_width, z),
-        decoder=Decoder(_conv(3, z, deepest), middle, outwards, _norm(widths[0]), _conv(3, widths[0], 3)),
+        decoder=Coder(_conv(3, z, deepest), outwards, middle, _norm(widths[0]), _conv(3, widths[0], 3)),
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from lwm.core.errors import UserError
 from lwm.core.params import require_same_shapes, shapes_by_name
 from lwm.vqgan.config import VQGANConfig
-from lwm.vqgan.model import VQGAN, Convolution, Decoder, Encoder, GroupNorm, Level, ResBlock, declare
+from lwm.vqgan.model import VQGAN, Coder, Convolution, GroupNorm, Level, ResBlock, declare
 
 #: kinds and sizes of numbers that weights are made of: floats and integers, little-endian or of one byte
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
@@ -178,7 +178,7 @@ def from_pickle(arrays: Mapping[str, np.ndarray], config: VQGANConfig) -> VQGAN:
     """
     shape, take = declare(config), _Taker(arrays)
     params = VQGAN(
-        encoder=Encoder(
+        encoder=Coder(
             take.conv("encoder/Conv_0"),
             take.levels("encoder/DownsamplingBlock", "Downsample_0", shape.encoder.levels),
             take.blocks("encoder/MidBlock_0", shape.encoder.middle),
@@ -188,10 +188,10 @@ def from_pickle(arrays: Mapping[str, np.ndarray], config: VQGANConfig) -> VQGAN:
         to_code=take.conv("quant_conv"),
         codebook=take.array("quantize/embeddings"),
         from_code=take.conv("post_quant_conv"),
-        decoder=Decoder(
+        decoder=Coder(
             take.conv("decoder/Conv_0"),
-            take.blocks("decoder/MidBlock_0", shape.decoder.middle),
             take.levels("decoder/UpsamplingBlock", "Upsample_0", shape.decoder.levels),
+            take.blocks("decoder/MidBlock_0", shape.decoder.middle),
             take.norm("decoder/GroupNorm_0"),
             take.conv("decoder/Conv_1"),
         ),

@@ -5,15 +5,11 @@ follow each other, and cannot draw what it has not seen.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from lwm.world.scene import COLOURS, DIRECTIONS, GROUNDS, PLACES, SHAPES, SIZES, Scene, Sprite
-
-T = TypeVar("T")
+from lwm.world.scene import COLOURS, DIRECTIONS, GROUNDS, PLACES, SHAPES, SIZES, Scene, Sprite, choose
 
 _COLUMNS, _ROWS = ("left", "", "right"), ("top", "", "bottom")
 #: of a sprite's size and place and of the ground, the part of the captions that mention them
@@ -97,7 +93,7 @@ def _tell(sprite: Sprite, moving: bool, rng: np.random.Generator) -> str:
             f"a {sprite.shape} that is {size} and {sprite.colour}",
             f"a {size} {sprite.shape} in {sprite.colour}",
         ]
-    words = " ".join(_choose(rng, forms).split())
+    words = " ".join(choose(rng, forms).split())
     if rng.random() < MENTIONED:
         where = place_of(sprite.x, sprite.y)
         where = f"in the {where}" if where == "middle" else f"at the {where}"
@@ -106,14 +102,10 @@ def _tell(sprite: Sprite, moving: bool, rng: np.random.Generator) -> str:
 
 
 def _move(sprite: Sprite, rng: np.random.Generator) -> str:
-    words = _choose(rng, _STAYS) if sprite.direction == "still" else _choose(rng, _MOVES).format(sprite.direction)
+    words = choose(rng, _STAYS) if sprite.direction == "still" else choose(rng, _MOVES).format(sprite.direction)
     if sprite.event == "none":
         return words
-    return f"{words} and {_choose(rng, _EVENTS[sprite.event]).format(sprite.into)}"
-
-
-def _choose(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    return choices[int(rng.integers(len(choices)))]
+    return f"{words} and {choose(rng, _EVENTS[sprite.event]).format(sprite.into)}"
 
 
 def understand(text: str) -> Meaning | None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lwm.world.language import place_of
-from lwm.world.scene import Scene, Sprite
+from lwm.world.scene import Scene, Sprite, choose
 
 
 class Question(NamedTuple):
@@ -42,7 +42,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     for kind, answers in (_ANSWERS | _CLIP_ANSWERS if scene.num_frames > 1 else _ANSWERS).items():
         asked = [sprite for sprite in scene.sprites if answers(sprite) is not None]
         if asked:
-            sprite = asked[int(rng.integers(len(asked)))]
+            sprite = choose(rng, asked)
             found.append(Question(kind, _word(kind, sprite, rng), str(answers(sprite))))
     return [found[place] for place in rng.permutation(len(found))]
 
@@ -64,6 +64,5 @@ _CLIP_ANSWERS: dict[str, Callable[[Sprite], str | None]] = {
 
 
 def _word(kind: str, sprite: Sprite | None, rng: np.random.Generator) -> str:
-    wordings = _WORDINGS[kind]
-    wording = wordings[int(rng.integers(len(wordings)))]
+    wording = choose(rng, _WORDINGS[kind])
     return wording if sprite is None else wording.format(shape=sprite.shape, colour=sprite.colour)

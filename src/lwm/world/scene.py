@@ -120,9 +120,9 @@ def random_scene(
     for shape, colour, lane in zip(shapes, colours, _lanes(rng, count), strict=True):
         along = int(rng.integers(PLACES))
         x, y = (along, lane) if across else (lane, along)
-        sprite = Sprite(shape, colour, _draw(rng, SIZES), x, y)
+        sprite = Sprite(shape, colour, choose(rng, SIZES), x, y)
         sprites.append(_animated(rng, sprite, across, num_frames, colours, forbidden) if num_frames > 1 else sprite)
-    return Scene(_draw(rng, GROUNDS), tuple(sprites), num_frames, _draw(rng, pans))
+    return Scene(choose(rng, GROUNDS), tuple(sprites), num_frames, choose(rng, pans))
 
 
 def _animated(
@@ -135,20 +135,21 @@ def _animated(
 ) -> Sprite:
     """The same sprite on its way, and now and then with something that befalls it in the middle of the scene."""
     ways: tuple[Direction, ...] = ("left", "right") if across else ("up", "down")
-    direction = "still" if rng.random() < STILL_SHARE else _draw(rng, ways)
+    direction = "still" if rng.random() < STILL_SHARE else choose(rng, ways)
     sprite = replace(sprite, direction=direction)
     if rng.random() >= EVENT_SHARE:
         return sprite
-    event = _draw(rng, EVENTS)
+    event = choose(rng, EVENTS)
     when = int(rng.integers(num_frames // 4 + 1, num_frames - num_frames // 4))
     into = None
     if event == "changes":
         others = [c for c in COLOURS if c not in taken and (sprite.shape, c) not in forbidden]
-        into = _draw(rng, others)
+        into = choose(rng, others)
     return replace(sprite, event=event, when=when, into=into)
 
 
-def _draw(rng: np.random.Generator, choices: Sequence[T]) -> T:
+def choose(rng: np.random.Generator, choices: Sequence[T]) -> T:
+    """One of them, each as likely."""
     return choices[int(rng.integers(len(choices)))]
 
 

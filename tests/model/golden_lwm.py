@@ -1,4 +1,4 @@
-"""The original LWM's vision-language model in one id space: its two embeddings and two heads, one after the other."""
+"""The original LWM's tiny models as ours. Of two embeddings and two heads one comes after the other: one id space."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,28 +16,33 @@ VOCAB = Vocab(text_size=TEXT_SIZE, vision_size=8448, num_codes=8192, tokens_per_
 CONFIG = ModelConfig(VOCAB, 64, 160, 2, 4, 4, 16, rope_theta=1e4, max_context=1024)
 
 
-def joined(stored: Mapping[str, np.ndarray], prefix: str = "") -> Transformer:
+def joined(stored: Mapping[str, np.ndarray]) -> Transformer:
     """Arrays under LWM's names as our parameters."""
-
-    def layers(name: str, *shape: int) -> np.ndarray:
-        return stored[f"{prefix}transformer/h/scan_decoder/{name}/kernel"].reshape(2, *shape)
-
-    embeddings = [stored[f"{prefix}transformer/{name}/embedding"] for name in ("wte", "vte")]
+    embeddings = [stored[f"transformer/{name}/embedding"] for name in ("wte", "vte")]
     return Transformer(
         embedding=np.concatenate(embeddings),
-        layers=Layer(
-            attention_norm=layers("attention_norm", 64),
-            query=layers("attention/wq", 64, 4, 16),
-            key=layers("attention/wk", 64, 4, 16),
-            value=layers("attention/wv", 64, 4, 16),
-            output=layers("attention/wo", 4, 16, 64),
-            ffn_norm=layers("ffn_norm", 64),
-            gate=layers("feed_forward/w1", 64, 160),
-            up=layers("feed_forward/w3", 64, 160),
-            down=layers("feed_forward/w2", 160, 64),
-        ),
-        final_norm=stored[f"{prefix}transformer/ln_f/kernel"],
-        head=np.concatenate([stored[f"{prefix}lm_head/kernel"], stored[f"{prefix}vision_head/kernel"]], axis=1),
+        layers=stacked_layers(stored),
+        final_norm=stored["transformer/ln_f/kernel"],
+        head=np.concatenate([stored["lm_head/kernel"], stored["vision_head/kernel"]], axis=1),
+    )
+
+
+def stacked_layers(stored: Mapping[str, np.ndarray]) -> Layer:
+    """The layers of either tiny model: LWM's names, stacked on axis 0."""
+
+    def layers(name: str, *shape: int) -> np.ndarray:
+        return stored[f"transformer/h/scan_decoder/{name}/kernel"].reshape(2, *shape)
+
+    return Layer(
+        attention_norm=layers("attention_norm", 64),
+        query=layers("attention/wq", 64, 4, 16),
+        key=layers("attention/wk", 64, 4, 16),
+        value=layers("attention/wv", 64, 4, 16),
+        output=layers("attention/wo", 4, 16, 64),
+        ffn_norm=layers("ffn_norm", 64),
+        gate=layers("feed_forward/w1", 64, 160),
+        up=layers("feed_forward/w3", 64, 160),
+        down=layers("feed_forward/w2", 160, 64),
     )
 
 
