@@ -12,6 +12,7 @@ import pytest
 
 from lwm.core.errors import UserError
 from lwm.vqgan.config import VQGANConfig
+from lwm.vqgan.quantize import Codebook
 from lwm.weights.vqgan_pickle import from_pickle, read_arrays
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -97,11 +98,12 @@ def test_another_configuration_is_refused():
     arrays = read_arrays(GOLDEN / "vqgan.pkl")
     with pytest.raises(UserError, match="has no array"):
         from_pickle(arrays, VQGANConfig(resolution=64, hidden_channels=32, channel_multipliers=(1, 2, 2)))
-    small = {"resolution": 64, "hidden_channels": 32, "num_res_blocks": 1, "z_channels": 16, "code_width": 16}
+    small = {"resolution": 64, "hidden_channels": 32, "channel_multipliers": (1, 2, 2), "num_res_blocks": 1}
+    small |= {"z_channels": 16, "quantizer": Codebook(num_codes=256, width=16)}
     with pytest.raises(UserError, match="codebook has shape"):
-        from_pickle(arrays, VQGANConfig(**small, channel_multipliers=(1, 2, 2), num_codes=512))
+        from_pickle(arrays, VQGANConfig(**small | {"quantizer": Codebook(num_codes=512, width=16)}))
     with pytest.raises(UserError, match="its configuration does not have"):
-        from_pickle(arrays | {"extra": np.ones(1)}, VQGANConfig(**small, channel_multipliers=(1, 2, 2), num_codes=256))
+        from_pickle(arrays | {"extra": np.ones(1)}, VQGANConfig(**small))
 
 
 def nested(levels: int) -> dict:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from lwm.attention import AttentionConfig
+from lwm.core.config import from_json
 from lwm.core.errors import UserError
 from lwm.core.mesh import require_divisible
 from lwm.core.vocab import Vocab
@@ -50,8 +51,8 @@ class ModelConfig:
         Raises:
             UserError: names the field that is missing or unknown.
         """
-        vocab = _build(Vocab, values.get("vocab"), "vocab")
-        return _build(cls, {**values, "vocab": vocab}, "model")
+        vocab = from_json(Vocab, values.get("vocab"), "the vocab block of the model's config")
+        return from_json(cls, {**values, "vocab": vocab}, "the model block of the model's config")
 
     def require_fits(self) -> None:
         """Refuse a mesh (the one in force) that cannot split this model evenly.
@@ -70,29 +71,6 @@ def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         if not getattr(config, name) > 0:
             raise UserError(f"{name} is {getattr(config, name)}: it must be positive")
-
-
-def _build(cls: type, values: object, block: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"the {block} block of the model's config is missing or is not an object")
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    required = {name for name, f in known.items() if f.default is dataclasses.MISSING}
-    if problems := [f"unknown field {name!r}" for name in values.keys() - known] + [
-        f"missing field {name!r}" for name in required - values.keys()
-    ]:
-        raise UserError(f"the {block} block of the model's config has {', '.join(sorted(problems))}")
-    for name, value in values.items():
-        kind = known[name].type
-        if kind in (int, float, bool) and (
-            isinstance(value, bool) != (kind is bool) or not isinstance(value, int | kind)
-        ):
-            raise UserError(
-                f"the {block} block of the model's config has {name}={value!r}, which is not {kind.__name__}"
-            )
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise UserError(f"the {block} block of the model's config: {error}") from None
 
 
 @dataclass(frozen=True)

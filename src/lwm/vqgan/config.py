@@ -1,8 +1,9 @@
-"""What a VQGAN is: its widths, its depth, its codebook."""
+"""What a codec is: the sizes of its parts, and how its vectors become codes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lwm.core.errors import UserError
+from lwm.vqgan.quantize import Codebook, Levels, Quantizer
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,13 @@ class VQGANConfig:
     num_res_blocks: int = 2
     #: width of what the encoder gives and the decoder takes
     z_channels: int = 64
-    num_codes: int = 8192
-    code_width: int = 64
+    quantizer: Quantizer = field(default_factory=Codebook)
     norm_groups: int = 32
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        counts = ("resolution", "hidden_channels", "num_res_blocks", "z_channels", "num_codes", "code_width")
-        for name in (*counts, "norm_groups"):
+        counts = ("resolution", "hidden_channels", "num_res_blocks", "z_channels", "norm_groups")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be positive")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
@@ -45,3 +45,46 @@ class VQGANConfig:
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, from the pixels inwards."""
         return tuple(self.hidden_channels * multiplier for multiplier in self.channel_multipliers)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Codes of a picture of the resolution it was trained on."""
+        return (self.resolution // self.pixels_per_code) ** 2
+
+
+@dataclass(frozen=True)
+class PatchCodecConfig:
+    """A small codec whose encoder sees one square at a time; the decoder sees their neighbours as well.
+
+    A conv encoder writes a sprite into the codes of the ground around it too, which is good for the reconstruction and
+    bad for who must learn the codes. Here a code depends on its own square only: where nothing is, nothing changes.
+    """
+
+    resolution: int = 32
+    pixels_per_code: int = 8
+    #: width and number of the encoder's residual layers
+    encoder_width: int = 256
+    encoder_layers: int = 2
+    #: channels of the decoder where a square is one place, and its layers there
+    decoder_width: int = 96
+    decoder_layers: int = 2
+    #: channels of the decoder at half and at full resolution
+    fine_widths: tuple[int, int] = (32, 24)
+    quantizer: Quantizer = field(default_factory=Levels)
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "encoder_width", "encoder_layers", "decoder_width", "decoder_layers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be positive")
+        if self.pixels_per_code < 2 or self.pixels_per_code % 2 or self.resolution % self.pixels_per_code:
+            raise UserError(
+                f"pixels_per_code {self.pixels_per_code} must be even and divide the resolution {self.resolution}"
+            )
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Codes of a picture."""
+        return (self.resolution // self.pixels_per_code) ** 2
+
+
+CodecConfig = VQGANConfig | PatchCodecConfig

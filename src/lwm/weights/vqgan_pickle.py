@@ -16,7 +16,8 @@ import numpy as np
 from lwm.core.errors import UserError
 from lwm.core.params import require_same_shapes, shapes_by_name
 from lwm.vqgan.config import VQGANConfig
-from lwm.vqgan.model import VQGAN, Coder, Convolution, GroupNorm, Level, ResBlock, declare
+from lwm.vqgan.layers import Convolution, GroupNorm
+from lwm.vqgan.model import VQGAN, Coder, Level, ResBlock, declare
 
 #: kinds and sizes of numbers that weights are made of: floats and integers, little-endian or of one byte
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")

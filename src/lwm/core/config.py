@@ -1,0 +1,40 @@
+"""Frozen dataclasses out of JSON objects, each field checked."""
+
+import dataclasses
+from typing import Any, get_type_hints
+
+from lwm.core.errors import UserError
+
+#: kinds of fields that a JSON value is checked against; a tuple is a list of integers in JSON
+PLAIN = (int, float, bool)
+
+
+def from_json(cls: type, values: object, block: str) -> Any:
+    """The dataclass that a JSON object describes; `block` is what messages call it.
+
+    Raises:
+        UserError: not an object, or a field that is missing, unknown or of another kind.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{block} is missing or is not an object")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    required = {name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if problems := [f"unknown field {name!r}" for name in values.keys() - known] + [
+        f"missing field {name!r}" for name in required - values.keys()
+    ]:
+        raise UserError(f"{block} has {', '.join(sorted(problems))}")
+    hints = get_type_hints(cls)
+    try:
+        return cls(**{name: _checked(value, hints[name], f"{block} has {name}") for name, value in values.items()})
+    except ValueError as error:
+        raise UserError(f"{block}: {error}") from None
+
+
+def _checked(value: object, kind: Any, where: str) -> object:
+    if kind in PLAIN and (isinstance(value, bool) != (kind is bool) or not isinstance(value, int | kind)):
+        raise UserError(f"{where}={value!r}, which is not {kind.__name__}")
+    if getattr(kind, "__origin__", None) is not tuple:
+        return value
+    if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
+        raise UserError(f"{where}={value!r}, which is not a list of int")
+    return tuple(value)

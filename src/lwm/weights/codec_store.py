@@ -1,0 +1,108 @@
+"""The codec of a model directory: `codec.json`, what it is, and `codec.safetensors`, its tensors."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lwm.core.config import from_json
+from lwm.core.errors import UserError
+from lwm.core.files import whole, write_json
+from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name, tensor_name
+from lwm.vqgan.codec import FrameCodec, declare
+from lwm.vqgan.config import CodecConfig, PatchCodecConfig, VQGANConfig
+from lwm.vqgan.quantize import Codebook, Levels
+
+CONFIG, TENSORS = "codec.json", "codec.safetensors"
+ARCHITECTURES: dict[str, type] = {"vqgan": VQGANConfig, "patch": PatchCodecConfig}
+QUANTIZERS: dict[str, type] = {"codebook": Codebook, "levels": Levels}
+
+
+def save_codec(directory: Path | str, config: CodecConfig, params: Any, dtype: str = "float32") -> Path:
+    """Write both files into a directory, which may be that of a model; the tensors are there before the config is.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    directory = Path(directory)
+    architecture = next(name for name, kind in ARCHITECTURES.items() if isinstance(config, kind))
+    quantizer = next(name for name, kind in QUANTIZERS.items() if isinstance(config.quantizer, kind))
+    described = {"architecture": architecture, **dataclasses.asdict(config)}
+    described["quantizer"] = {"kind": quantizer, **described["quantizer"]}
+    tensors = {
+        name: np.asarray(leaf).astype(jnp.dtype(dtype), order="C") for name, leaf in named_leaves(params).items()
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG).unlink(missing_ok=True)
+        with whole(directory / TENSORS) as scratch:
+            save_file(tensors, scratch)
+        write_json(directory / CONFIG, described)
+        shutil.copymode(directory / CONFIG, directory / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the codec to {directory}: {error}") from None
+    return directory
+
+
+def has_codec(directory: Path | str) -> bool:
+    """Whether a directory holds a codec."""
+    return (Path(directory) / CONFIG).is_file()
+
+
+def read_codec_config(directory: Path | str) -> CodecConfig:
+    """What a directory's codec is, from its `codec.json` alone.
+
+    Raises:
+        UserError: no codec, or a field missing or wrong.
+    """
+    path = Path(directory) / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{directory} has no codec of pictures: it has no {CONFIG}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    try:
+        return _parse(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _parse(values: Any) -> CodecConfig:
+    fields = dict(values) if isinstance(values, dict) else {}
+    architecture = _kind(fields, "architecture", ARCHITECTURES)
+    quantizer = fields["quantizer"] = dict(fields.get("quantizer") or {})
+    fields["quantizer"] = from_json(_kind(quantizer, "kind", QUANTIZERS), quantizer, "its quantizer")
+    return from_json(architecture, fields, "it")
+
+
+def _kind(fields: dict[str, Any], name: str, known: dict[str, type]) -> type:
+    """Take out the field that names a class."""
+    if (found := fields.pop(name, None)) not in known:
+        raise UserError(f"its {name} is {found!r}: known are {', '.join(known)}")
+    return known[found]
+
+
+def load_codec(directory: Path | str, mesh: Mesh) -> FrameCodec:
+    """A directory's codec, on a mesh, in float32.
+
+    Raises:
+        UserError: no codec, a config with a field missing or wrong, tensors that are missing, unknown or misshapen.
+    """
+    config, path = read_codec_config(directory), Path(directory) / TENSORS
+    wanted = abstract(declare(config), jnp.float32)
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the tensors in {path}: {error}") from None
+    require_same_shapes(str(path), shapes_by_name(stored), f"its {CONFIG}", shapes_by_name(wanted))
+    params = jax.tree.map_with_path(lambda at, leaf: stored[tensor_name(at)].astype(np.float32), wanted)
+    return FrameCodec(params, config, mesh)
