@@ -15,9 +15,10 @@ from lwm.infer import grammar
 from lwm.infer.engine import Engine, State
 from lwm.infer.sampling import FrameSampling
 from lwm.model.config import Compute
-from lwm.model.transformer import Transformer, head_weights, hidden_states, logits
+from lwm.model.transformer import Transformer, declare, head_weights, hidden_states, logits
 from lwm.train.optimizer import OptimizerConfig
-from lwm.train.step import accumulate, init_state, make_train_step
+from lwm.train.state import init_state
+from lwm.train.step import accumulate, make_train_step
 
 from .golden_lwm import CONFIG, GOLDEN, TEXT_SIZE, VOCAB, ids, joined, parted
 
@@ -99,7 +100,7 @@ def test_four_steps(params: Transformer, batch: Batch, training: dict[str, np.nd
     )
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        state = init_state(CONFIG, optimizer, mesh, jax.tree.map(jnp.array, params))
+        state = init_state(declare(CONFIG), optimizer, mesh, jax.tree.map(jnp.array, params))
         step = make_train_step(CONFIG, Compute(), optimizer, mesh)
         for wanted in json.loads(str(training["metrics_json"])):
             state, metrics = step(state, batch)

@@ -12,7 +12,7 @@ from lwm.core.mesh import MeshShape, make_mesh
 from lwm.model.transformer import declare
 from lwm.train.checkpoint import Checkpoints
 from lwm.train.run import Run
-from lwm.train.step import TrainState, abstract_state
+from lwm.train.state import TrainState, abstract_state
 
 
 def filled_state(run: Run, mesh: jax.sharding.Mesh, seed: int) -> TrainState:
@@ -23,16 +23,16 @@ def filled_state(run: Run, mesh: jax.sharding.Mesh, seed: int) -> TrainState:
         values = draw.normal(size=leaf.shape).astype(leaf.dtype) if leaf.shape else leaf.dtype.type(seed)
         return jax.device_put(values, leaf.sharding)
 
-    return jax.tree.map(fill, abstract_state(run.model, run.optimizer, mesh))
+    return jax.tree.map(fill, abstract_state(declare(run.model), run.optimizer, mesh))
 
 
 def test_state_comes_back_to_the_bit_on_another_mesh(shared_run: Run, tmp_path: Path):
     first, second = make_mesh(MeshShape(1, 2, 2, 2)), make_mesh(MeshShape(1, 1, 4, 2))
     state = filled_state(shared_run, first, 7)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, {"rows": {"0": 3}}, shared_run.to_json())
+        checkpoints.save(state, {"rows": {"0": 3}}, shared_run.described())
     with Checkpoints(tmp_path) as checkpoints:
-        target = abstract_state(shared_run.model, shared_run.optimizer, second)
+        target = abstract_state(declare(shared_run.model), shared_run.optimizer, second)
         restored, loader_state = checkpoints.restore(target)
     assert int(restored.step) == 7 and loader_state == {"rows": {"0": 3}}
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(restored))
@@ -48,7 +48,9 @@ def test_what_is_saved_is_the_state_of_that_moment(shared_run: Run, tmp_path: Pa
         checkpoints.save(state, {}, {})
         overwrite(state.params)
     with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore_params(abstract_state(shared_run.model, shared_run.optimizer, mesh).params)
+        restored = checkpoints.restore_params(
+            abstract_state(declare(shared_run.model), shared_run.optimizer, mesh).params
+        )
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(restored))
 
 
@@ -73,6 +75,6 @@ def test_another_model_is_refused_by_its_first_tensor_and_both_shapes(shared_run
 
 
 def test_an_empty_directory_holds_no_checkpoint(shared_run: Run, tmp_path: Path):
-    target = abstract_state(shared_run.model, shared_run.optimizer, make_mesh(MeshShape(8)))
+    target = abstract_state(declare(shared_run.model), shared_run.optimizer, make_mesh(MeshShape(8)))
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="holds no checkpoint"):
         checkpoints.restore(target)

@@ -15,10 +15,12 @@ from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.data.examples import RecordData
 from lwm.model.config import SIZES
+from lwm.model.transformer import declare
+from lwm.train.base import require_same_run
 from lwm.train.checkpoint import Checkpoints
 from lwm.train.loop import train
-from lwm.train.run import Run, require_same_run
-from lwm.train.step import TrainState, abstract_state
+from lwm.train.run import Run
+from lwm.train.state import TrainState, abstract_state
 from lwm.weights.store import load_model
 
 TIMES = ("tokens_per_second",)
@@ -31,7 +33,7 @@ def logged(run: Run) -> list[dict]:
 
 def saved_state(run: Run, mesh_shape: MeshShape) -> tuple[TrainState, dict]:
     with Checkpoints(run.checkpoints) as checkpoints:
-        state, loader = checkpoints.restore(abstract_state(run.model, run.optimizer, make_mesh(mesh_shape)))
+        state, loader = checkpoints.restore(abstract_state(declare(run.model), run.optimizer, make_mesh(mesh_shape)))
     return jax.device_get(state), loader
 
 

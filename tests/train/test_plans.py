@@ -9,8 +9,10 @@ from lwm.attention import AttentionConfig
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.core.vocab import Vocab
 from lwm.model.config import Compute, ModelConfig
+from lwm.model.transformer import declare
 from lwm.train.optimizer import OptimizerConfig
-from lwm.train.step import abstract_batch, abstract_state, make_train_step
+from lwm.train.state import abstract_state
+from lwm.train.step import abstract_batch, make_train_step
 
 # No tensor of the model has the shape of keys or values: 16 tokens a head appear in none of its sizes.
 MODEL = ModelConfig(
@@ -34,7 +36,7 @@ def compiled() -> dict[tuple[int, int], jax.stages.Compiled]:
         mesh = make_mesh(MeshShape(fsdp=1, sp=devices), jax.devices()[:devices])
         with jax.set_mesh(mesh):
             step = make_train_step(MODEL, COMPUTE, OptimizerConfig(), mesh)
-            state = abstract_state(MODEL, OptimizerConfig(), mesh)
+            state = abstract_state(declare(MODEL), OptimizerConfig(), mesh)
             programs[devices, num_tokens] = step.lower(state, abstract_batch(1, num_tokens, mesh)).compile()
     return programs
 
@@ -48,7 +50,9 @@ def test_keys_and_values_are_passed_on_and_never_gathered(compiled: dict) -> Non
     results = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
     gathered = [shape for result in results for shape in re.findall(r"\w+\[([\d,]+)\]", result)]
     assert gathered, "stored weights are gathered: the pattern no longer matches"
-    parameters = {leaf.shape[-3:] for leaf in jax.tree.leaves(abstract_state(MODEL, OptimizerConfig(), _mesh()).params)}
+    parameters = {
+        leaf.shape[-3:] for leaf in jax.tree.leaves(abstract_state(declare(MODEL), OptimizerConfig(), _mesh()).params)
+    }
     whole = {tuple(sorted(shape[1:] if len(shape) == 3 and shape[0] == 4 else shape)) for shape in parameters}
     assert {tuple(sorted(map(int, shape.split(",")))) for shape in gathered} <= whole
     assert "collective-permute" in text

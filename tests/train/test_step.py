@@ -17,7 +17,8 @@ from lwm.data.tokenizer import load_tokenizer
 from lwm.model.config import Compute
 from lwm.model.transformer import declare
 from lwm.train.run import Run
-from lwm.train.step import abstract_state, accumulate, init_state, make_eval_step, make_train_step, summarize
+from lwm.train.state import abstract_state, init_state
+from lwm.train.step import accumulate, make_eval_step, make_train_step, summarize
 
 COPIES = (8, 1, 1, 1)
 OTHER_MESHES = [
@@ -51,7 +52,7 @@ def place(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
 def losses(run: Run, mesh_shape: tuple[int, ...], steps: int) -> list[float]:
     mesh = make_mesh(MeshShape(*mesh_shape))
     with jax.set_mesh(mesh):
-        state = init_state(run.model, run.optimizer, mesh, fresh_params(run, mesh))
+        state = init_state(declare(run.model), run.optimizer, mesh, fresh_params(run, mesh))
         step = make_train_step(run.model, run.compute, run.optimizer, mesh)
         seen = []
         for batch in islice(batches(run, mesh_shape[3]), steps):
@@ -126,7 +127,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(shared_run: Run):
 def test_a_step_that_is_not_finite_changes_nothing(shared_run: Run):
     run, mesh = shared_run, make_mesh(MeshShape(8))
     with jax.set_mesh(mesh):
-        state = init_state(run.model, run.optimizer, mesh, fresh_params(run, mesh))
+        state = init_state(declare(run.model), run.optimizer, mesh, fresh_params(run, mesh))
         step = make_train_step(run.model, run.compute, run.optimizer, mesh)
         state, metrics = step(state, place(next(batches(run, 1)), mesh))
         assert metrics["finite"] and int(state.step) == 1
@@ -140,7 +141,7 @@ def test_a_step_that_is_not_finite_changes_nothing(shared_run: Run):
 
 def test_master_weights_and_moments_are_fp32_and_lie_alike(shared_run: Run):
     mesh = make_mesh(MeshShape(1, 2, 2, 2))
-    state = abstract_state(shared_run.model, shared_run.optimizer, mesh)
+    state = abstract_state(declare(shared_run.model), shared_run.optimizer, mesh)
     parameters = len(jax.tree.leaves(state.params))
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape]
     assert len(moments) == 2 * parameters
@@ -152,7 +153,7 @@ def test_bf16_compute_keeps_fp32_weights(shared_run: Run):
     run, mesh = shared_run, make_mesh(MeshShape(8))
     compute: Compute = replace(run.compute, dtype="bfloat16")
     with jax.set_mesh(mesh):
-        state = abstract_state(run.model, run.optimizer, mesh)
+        state = abstract_state(declare(run.model), run.optimizer, mesh)
         batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, next(batches(run, 1))))
         after, _ = jax.eval_shape(make_train_step(run.model, compute, run.optimizer, mesh), state, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}

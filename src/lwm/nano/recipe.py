@@ -18,9 +18,10 @@ from lwm.model.config import SIZES, Compute, lengthen
 from lwm.nano.start import write_start
 from lwm.nano.tasks import TaskData
 from lwm.nano.train_tokenizer import TOKENIZER_FILE
+from lwm.train.base import saved_steps
 from lwm.train.loop import train
 from lwm.train.optimizer import OptimizerConfig
-from lwm.train.run import Run, saved_steps
+from lwm.train.run import Run
 
 RUNS = Path("runs")
 #: what the first weights are set for

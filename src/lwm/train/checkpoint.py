@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from lwm.core.errors import UserError
 from lwm.core.params import require_same_shapes, shapes_by_name
-from lwm.train.step import TrainState
+from lwm.train.state import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save as a warning or an info line
 

@@ -1,29 +1,18 @@
 """From packed rows on the hosts to batches on the devices."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lwm.core.batch import Batch
 from lwm.core.layout import order
 from lwm.core.mesh import axis_size, sharding
 from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.loader import Loader
 from lwm.train.run import Run
-
-
-@dataclass(frozen=True)
-class Fed:
-    """A batch on the devices, the records it is made of, and where the loader stands after it."""
-
-    batch: Batch
-    #: of the rows that this process loads
-    record_ids: dict[str, list[str]]
-    loader_state: dict[str, Any]
+from lwm.train.steps import Fed
 
 
 class Feed:

@@ -4,76 +4,36 @@ Both Ctrl-C and SIGTERM let the step in hand finish, save a checkpoint and retur
 """
 
 import functools
-import operator
 import os
-import signal
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from lwm.core import params as declared
 from lwm.core.errors import UserError
-from lwm.core.files import write_json
 from lwm.core.mesh import make_mesh
 from lwm.data.examples import ExampleSource, ExampleStream
-from lwm.data.loader import merge_states
 from lwm.data.tokenizer import load_tokenizer, tokenizer_file
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
-from lwm.train.checkpoint import Checkpoints, gather_json
-from lwm.train.feed import Fed, Feed
+from lwm.train.base import open_directory, require_directory, saved_steps
+from lwm.train.checkpoint import Checkpoints
+from lwm.train.feed import Feed
 from lwm.train.metrics import (
-    JsonLines,
-    Meter,
-    Screen,
-    Sink,
-    Sinks,
-    TensorBoard,
-    WeightsAndBiases,
-    as_json,
     import_wandb,
 )
-from lwm.train.run import Run, open_directory, require_beginning, require_directory, require_runnable, saved_steps
-from lwm.train.step import Metrics, TrainState, abstract_state, init_state, make_eval_step, make_train_step, summarize
+from lwm.train.run import Run, require_beginning, require_runnable
+from lwm.train.state import abstract_state, init_state
+from lwm.train.step import make_eval_step, make_train_step, summarize
+from lwm.train.steps import Moment, TrainResult, Values, as_values, make_hooks, open_sinks, take_steps
 from lwm.weights.store import EMBEDDED, load_model, save_model
-
-Values = dict[str, float]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended."""
-
-    directory: Path
-    #: steps taken in all
-    step: int
-    #: of the last step
-    metrics: Values
-    #: the signal that stopped it before its last step; a shell expects 128 + signal as exit code (130, 143)
-    stopped_by: int | None
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What a hook sees: the run after a step."""
-
-    step: int
-    state: TrainState
-    metrics: Values
-    loader_state: dict[str, Any]
-
-
-Hook = Callable[[Moment], None]
 
 
 def train(run: Run, resume: bool = False) -> TrainResult:
@@ -104,7 +64,9 @@ def train(run: Run, resume: bool = False) -> TrainResult:
                 open_sinks(run, begin.step) as sinks,
             ):
                 hooks = make_hooks(run, measure, sinks, checkpoints)
-                end, stopped_by = take_steps(run, begin, feed, hooks, checkpoints)
+                optimizer = run.optimizer.ending_at(run.steps)
+                train_step = make_train_step(run.model, run.compute, optimizer, mesh, run.gradient_accumulation)
+                end, stopped_by = take_steps(run, begin, feed, train_step, hooks, checkpoints)
         if stopped_by is None:
             publish(run, end.state.params)
     return TrainResult(run.out, end.step, end.metrics, stopped_by)
@@ -130,7 +92,7 @@ def started(run: Run, feed: Feed, mesh: Mesh) -> Moment:
         params = declared.init_sharded(declaration, jax.random.key(run.seed), jnp.float32, mesh)
     else:
         params = params_from(run.init_from, declared.abstract(declaration, jnp.float32, mesh), mesh)
-    return Moment(0, init_state(run.model, run.optimizer.ending_at(run.steps), mesh, params), {}, feed.get_state())
+    return Moment(0, init_state(declaration, run.optimizer.ending_at(run.steps), mesh, params), {}, feed.get_state())
 
 
 def params_from(source: str, target: Any, mesh: Mesh) -> Any:
@@ -154,46 +116,14 @@ def params_from(source: str, target: Any, mesh: Mesh) -> Any:
 def resumed(run: Run, feed: Feed, mesh: Mesh) -> Moment:
     """Where the last checkpoint stands, on the mesh of today."""
     with Checkpoints(run.checkpoints) as earlier:
-        state, loader_state = earlier.restore(abstract_state(run.model, run.optimizer.ending_at(run.steps), mesh))
+        state, loader_state = earlier.restore(
+            abstract_state(declare(run.model), run.optimizer.ending_at(run.steps), mesh)
+        )
     feed.set_state(loader_state)
     return Moment(int(state.step), state, {}, loader_state)
 
 
-def open_sinks(run: Run, start: int) -> Sinks:
-    """Where this run's numbers go; the first process speaks for all."""
-    if jax.process_index():
-        return Sinks()
-    sinks: list[Sink] = [JsonLines(run.out, start), TensorBoard(run.out, start)]
-    if run.wandb:
-        sinks.append(WeightsAndBiases(run.name, run.out, run.to_json(), start))
-    return Sinks(*sinks, Screen(run.name, start, run.steps))
-
-
-def make_hooks(
-    run: Run, measure: Callable[[Any], Values] | None, sinks: Sinks, checkpoints: Checkpoints
-) -> list[tuple[int, Hook]]:
-    """All that a run does besides stepping, and every how many steps."""
-    meter = Meter()
-
-    def log(moment: Moment) -> None:
-        sinks.write(moment.step, moment.metrics | {"tokens_per_second": meter.read()})
-
-    hooks: list[tuple[int, Hook]] = [
-        (1, lambda moment: meter.add(int(moment.metrics["tokens"]))),
-        (run.log_every, log),
-        (run.checkpoint_every, lambda moment: save(run, moment, checkpoints)),
-    ]
-    if measure is not None:
-
-        def evaluate(moment: Moment) -> None:
-            sinks.write(moment.step, measure(moment.state.params))
-            meter.restart()
-
-        hooks.append((run.eval_every, evaluate))
-    return hooks
-
-
-def make_evaluation(run: Run, source: ExampleSource | ExampleStream, mesh: Mesh) -> Callable[[Any], Values]:
+def make_evaluation(run: Run, source: ExampleSource | ExampleStream, mesh: Mesh) -> Callable[[Moment], Values]:
     """The loss and accuracy of parameters on the same held-out batches each time.
 
     Raises:
@@ -205,64 +135,14 @@ def make_evaluation(run: Run, source: ExampleSource | ExampleStream, mesh: Mesh)
     beginning = feed.get_state()
     feed.make_ready()
 
-    def measure(params: Any) -> Values:
+    def measure(moment: Moment) -> Values:
         feed.set_state(beginning)
         with feed:
-            each = (eval_step(params, feed.next().batch) for _ in range(run.held_out_batches))
+            each = (eval_step(moment.state.params, feed.next().batch) for _ in range(run.held_out_batches))
             sums = functools.reduce(partial(jax.tree.map, jnp.add), each)
         return {f"held_out_{name}": value for name, value in as_values(summary(sums)).items()}
 
     return measure
-
-
-def take_steps(
-    run: Run, begin: Moment, feed: Feed, hooks: list[tuple[int, Hook]], checkpoints: Checkpoints
-) -> tuple[Moment, int | None]:
-    """Step until the last step or a signal; return both."""
-    optimizer = run.optimizer.ending_at(run.steps)
-    train_step = make_train_step(run.model, run.compute, optimizer, feed.mesh, run.gradient_accumulation)
-    now = begin
-    with Interruption() as interruption:
-        while now.step < run.steps and not interruption.agreed():
-            fed = next_batch(run, now, feed, checkpoints)
-            state, metrics = train_step(now.state, fed.batch)
-            values = as_values(metrics)
-            if not values.pop("finite"):
-                save(run, replace(now, state=state), checkpoints)
-                raise UserError(report_not_finite(run, now.step + 1, values, fed))
-            now = Moment(now.step + 1, state, values, fed.loader_state)
-            for every, hook in hooks:
-                if now.step % every == 0 or now.step == run.steps:
-                    hook(now)
-        save(run, now, checkpoints)
-    return now, interruption.signal if now.step < run.steps else None
-
-
-def next_batch(run: Run, now: Moment, feed: Feed, checkpoints: Checkpoints) -> Fed:
-    """The next batch. If its records cannot be read, what was learned so far is saved."""
-    try:
-        return feed.next()
-    except UserError:
-        if now.step and jax.process_count() == 1:  # saving takes all processes, and the others did not fail
-            save(run, now, checkpoints)
-        raise
-
-
-def save(run: Run, moment: Moment, checkpoints: Checkpoints) -> None:
-    """Begin to save a checkpoint of a moment."""
-    checkpoints.save(moment.state, merge_states(gather_json(moment.loader_state)), run.to_json())
-
-
-def report_not_finite(run: Run, step: int, values: Values, fed: Fed) -> str:
-    """Write `bad_batch.json`; return the sentence that explains what happened."""
-    record_ids = functools.reduce(operator.or_, gather_json(fed.record_ids))
-    path = run.out / "bad_batch.json"
-    if jax.process_index() == 0:
-        write_json(path, {"step": step, **as_json(values), "record_ids": record_ids})
-    return (
-        f"step {step}: the loss is {values['loss']:.6g}, its gradient's norm {values['gradient_norm']:.6g}; the step "
-        f"was not taken. The records of its batch are in {path}: mend them, or lower the learning rate and --resume"
-    )
 
 
 def publish(run: Run, params: Any) -> None:
@@ -279,35 +159,3 @@ def as_tokenized(run: Run) -> ModelConfig:
     bos_id = vocab.bos_id if tokenizer.bos_id is None else tokenizer.bos_id
     eos_id = vocab.eos_id if tokenizer.eos_id is None else tokenizer.eos_id
     return replace(run.model, vocab=replace(vocab, bos_id=bos_id, eos_id=eos_id))
-
-
-def as_values(metrics: Metrics) -> Values:
-    """Wait for a step's metrics and bring them to the host."""
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}
-
-
-class Interruption:
-    """Notes the first Ctrl-C or SIGTERM within a `with` block instead of dying of it; a second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._usual: dict[int, Any] = {}
-
-    def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
-            self._usual = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._usual.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self.__exit__()
-
-    def agreed(self) -> bool:
-        """Whether any process was told to stop; all of them learn it at the same step."""
-        if jax.process_count() > 1:
-            self.signal = int(multihost_utils.process_allgather(np.int32(self.signal or 0)).max()) or None
-        return self.signal is not None

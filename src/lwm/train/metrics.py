@@ -80,8 +80,11 @@ class Screen:
 _SHOWN = (
     ("loss", "loss", ".4f"),
     ("text_accuracy", "accuracy", ".3f"),
+    ("psnr", "PSNR", ".2f"),
     ("held_out_loss", "held-out loss", ".4f"),
     ("held_out_text_accuracy", "held-out accuracy", ".3f"),
+    ("held_out_psnr", "held-out PSNR", ".2f"),
+    ("held_out_code_perplexity", "codes", ".0f"),
     ("tokens_per_second", "tokens/s", ",.0f"),
     ("learning_rate", "lr", ".2e"),
     ("gradient_norm", "grad", ".3f"),

@@ -1,58 +1,21 @@
 """One training step and one evaluation step as pure functions of (state, batch)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from lwm.core import params as declared
 from lwm.core.batch import Batch
 from lwm.core.mesh import constrain, sharding
-from lwm.core.pytree import pytree
 from lwm.core.vocab import Vocab
 from lwm.model import transformer
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.loss import LossSums, combine, loss_sums, target_weight
-from lwm.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
-
-Metrics = dict[str, jax.Array]
-
-
-@pytree
-@dataclass(frozen=True)
-class TrainState:
-    """All that a step changes. Parameters and moments are fp32 whatever the compute's precision."""
-
-    params: Any
-    opt_state: Any
-    #: steps taken so far, int32 []
-    step: Any
-
-
-def abstract_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state on a mesh; moments lie like the parameters they belong to.
-
-    Raises:
-        UserError: a tensor's axis is not divisible by the mesh axes it is split over.
-    """
-    declaration = transformer.declare(model)
-    chain = make_optimizer(optimizer, declaration)
-    params = declared.abstract(declaration, jnp.float32, mesh)
-    everywhere = sharding(mesh)
-    opt_state = optax.tree.map_params(
-        chain,
-        lambda moment, placed: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=placed),
-        jax.eval_shape(chain.init, params),
-        declared.shardings(declaration, mesh),
-        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-    )
-    return TrainState(params, opt_state, jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere))
+from lwm.train.optimizer import OptimizerConfig
+from lwm.train.state import Metrics, TrainState, abstract_state, make_update, shardings_of
 
 
 def abstract_batch(batch_size: int, seq_len: int, mesh: Mesh) -> Batch:
@@ -60,19 +23,6 @@ def abstract_batch(batch_size: int, seq_len: int, mesh: Mesh) -> Batch:
     ids = jax.ShapeDtypeStruct((batch_size, seq_len), jnp.int32, sharding=sharding(mesh, "batch", "tokens"))
     weights = jax.ShapeDtypeStruct(ids.shape, jnp.float32, sharding=ids.sharding)
     return Batch(tokens=ids, targets=ids, loss_weights=weights, segment_ids=ids, positions=ids)
-
-
-def init_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh, params: Any) -> TrainState:
-    """The state before the first step, from fp32 parameters laid out on the mesh."""
-    placed = shardings_of(abstract_state(model, optimizer, mesh))
-    chain = make_optimizer(optimizer, transformer.declare(model))
-    opt_state = jax.jit(chain.init, out_shardings=placed.opt_state)(params)
-    return TrainState(params, opt_state, jax.device_put(np.int32(0), placed.step))
-
-
-def shardings_of(abstract: Any) -> Any:
-    """The sharding of each leaf of an abstract tree."""
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
 def make_train_step(
@@ -83,27 +33,16 @@ def make_train_step(
     The batch passes in `accumulation` parts whose gradients add up to exactly the whole batch's. A step whose loss or
     gradient is not finite leaves the state as it was and says so in its metrics (`finite`).
     """
-    chain, schedule = make_optimizer(optimizer, transformer.declare(model)), make_schedule(optimizer)
+    declaration = transformer.declare(model)
+    advance = make_update(declaration, optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradients, sums = accumulate(state.params, batch, model, compute, accumulation)
         metrics = summarize(sums, model.vocab)
-        gradient_norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts into floats
-            updates, opt_state = chain.update(gradients, state.opt_state, state.params)
-            learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
-        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
-        return new, metrics | {
-            "gradient_norm": gradient_norm,
-            "param_norm": optax.tree.norm(new.params),
-            "learning_rate": learning_rate,
-            "tokens": jnp.sum(batch.segment_ids > 0),  # type: ignore[operator]
-            "finite": finite,
-        }
+        new, updated = advance(state, gradients, metrics["loss"])
+        return new, metrics | updated | {"tokens": jnp.sum(batch.segment_ids > 0)}  # type: ignore[operator]
 
-    placed = shardings_of(abstract_state(model, optimizer, mesh))
+    placed = shardings_of(abstract_state(declaration, optimizer, mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding(mesh)))
 
 
