@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lwm import cli
-from lwm.cli import VERBS, Verb, main
+from lwm.cli import main
+from lwm.cli.verb import VERBS, Arguments, Verb
 from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape
 from lwm.data.examples import RecordData
@@ -177,7 +177,7 @@ def test_a_full_disk_ends_in_one_sentence() -> None:
 
 
 def raises(error: BaseException) -> Verb:
-    def call(arguments: cli.Arguments) -> int:
+    def call(arguments: Arguments) -> int:
         raise error
 
     return Verb(call, "Fails.", "lwm fail")

@@ -12,12 +12,14 @@ from lwm.core.mesh import MeshShape
 from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
 from lwm.model.config import SIZES, ModelConfig, lengthen
+from lwm.nano.codec import nano_codec
 from lwm.nano.recipe import STAGES
+from lwm.train.codec_run import CodecRun
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
 from lwm.weights.store import EMBEDDED, read_config
 
-Preset = Callable[[], Run]
+Preset = Callable[[], Run | CodecRun]
 
 _TOKENS_A_BATCH = 2**22
 
@@ -164,10 +166,10 @@ PRESETS: dict[str, Preset] = {
 
 def presets() -> dict[str, Preset]:
     """Every named run, those of the embedded model included."""
-    return PRESETS | STAGES
+    return PRESETS | STAGES | {"nano-codec": nano_codec}
 
 
-def preset(name: str) -> Run:
+def preset(name: str) -> Run | CodecRun:
     """The run of that name.
 
     Raises:

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from lwm.core.errors import UserError
+from lwm.core.vocab import Vocab
 from lwm.data.examples import BOS, EOS, Encoder, Part, RecordData, parse_fields
 from lwm.data.packing import Packing, cut
 from lwm.data.records import BadRecordError, Record
 
+#: four codes a frame, behind the bytes and the two special ids
+VOCAB = Vocab(text_size=258, vision_size=12, num_codes=10, tokens_per_frame=4, bos_id=256, eos_id=257)
 CHAT = {"system": "Hi.", "prompt": "2+2?", "answer": "4!"}
 
 
@@ -116,7 +119,7 @@ def test_numbers_are_read_as_text(byte_tokenizer):
 
 def test_malformed_records_are_counted_named_and_skipped_up_to_a_limit(write_jsonl, byte_tokenizer, caplog):
     file = write_jsonl(CHAT, "{broken", {"prompt": "no answer"}, CHAT, "[]")
-    source = RecordData(str(file), "[prompt],answer", max_bad_records=2).open(byte_tokenizer)
+    source = RecordData(str(file), "[prompt],answer", max_bad_records=2).open(byte_tokenizer, VOCAB)
     with caplog.at_level(logging.WARNING, "lwm.data"):
         assert source[0] is not None
         assert [source[index] for index in (1, 2, 1, 1)] == [None] * 4
@@ -132,18 +135,18 @@ def test_malformed_records_are_counted_named_and_skipped_up_to_a_limit(write_jso
 def test_a_field_that_no_record_has_is_refused_at_once(streaming, write_jsonl, byte_tokenizer):
     file = write_jsonl(*[CHAT] * 20)
     with pytest.raises(UserError, match=r"no field 'anwser' in the first 16 records; they have answer, prompt, system"):
-        RecordData(str(file), "[prompt],anwser", streaming=streaming).open(byte_tokenizer)
+        RecordData(str(file), "[prompt],anwser", streaming=streaming).open(byte_tokenizer, VOCAB)
 
 
 def test_without_a_path_nothing_is_read(write_jsonl, byte_tokenizer, tmp_path, monkeypatch):
     write_jsonl(CHAT)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no records are named.*--data\.path"):
-        RecordData("", fields="answer").open(byte_tokenizer)
+        RecordData("", fields="answer").open(byte_tokenizer, VOCAB)
 
 
 def test_records_of_which_none_can_be_used_are_refused_with_the_first(write_jsonl, byte_tokenizer):
-    examples = RecordData(str(write_jsonl("{broken", "[]", {"text": None}))).open(byte_tokenizer)
+    examples = RecordData(str(write_jsonl("{broken", "[]", {"text": None}))).open(byte_tokenizer, VOCAB)
     assert (examples[2], examples[1], examples[2]) == (None, None, None)
     with pytest.raises(UserError, match=r"all records cannot be used, first records\.jsonl:3: field 'text' is null"):
         examples[0]
@@ -151,6 +154,6 @@ def test_records_of_which_none_can_be_used_are_refused_with_the_first(write_json
 
 def test_one_order_may_be_given_as_one_string(write_jsonl, byte_tokenizer):
     file = write_jsonl(CHAT)
-    one = RecordData(str(file), "[prompt],answer").open(byte_tokenizer)[0]
-    listed = RecordData(str(file), ("[prompt],answer",)).open(byte_tokenizer)[0]
+    one = RecordData(str(file), "[prompt],answer").open(byte_tokenizer, VOCAB)[0]
+    listed = RecordData(str(file), ("[prompt],answer",)).open(byte_tokenizer, VOCAB)[0]
     assert one.tokens.tolist() == listed.tokens.tolist()

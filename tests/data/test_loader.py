@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lwm.core import layout
 from lwm.core.errors import UserError
+from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
 from lwm.data.loader import Loader, merge_states
 
@@ -276,7 +277,7 @@ def test_a_stream_resumes_exactly_and_is_the_same_for_every_owner(repeat, write_
     data = RecordData(str(file), streaming=True)
 
     def open_loader(rows=None, prefetch=0):
-        source = data.open(byte_tokenizer)
+        source = data.open(byte_tokenizer, Vocab(258))
         return Loader(source, batch_size=2, seq_len=64, lookahead=2, rows=rows, repeat=repeat, prefetch=prefetch)
 
     loader = open_loader(prefetch=2)

@@ -30,7 +30,7 @@ OTHER_MESHES = [
 
 
 def batches(run: Run, sp: int) -> Iterator[Batch]:
-    source = run.data.open(load_tokenizer(run.tokenizer))
+    source = run.data.open(load_tokenizer(run.tokenizer), run.model.vocab)
     layout = order("zigzag", run.seq_len, sp)
     with_ids = Loader(source, batch_size=run.batch_size, seq_len=run.seq_len, order=layout, prefetch=0)
     return (batch for batch, _ in with_ids)

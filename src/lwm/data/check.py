@@ -16,6 +16,7 @@ from tyro.conf import Positional, Suppress
 
 from lwm.core.batch import Batch
 from lwm.core.errors import UserError
+from lwm.core.vocab import Vocab
 from lwm.data.examples import Example, RecordData, RecordExamples
 from lwm.data.loader import Loader
 from lwm.data.packing import LongDocuments, Weighting
@@ -41,7 +42,9 @@ class CheckConfig(RecordData):
     max_bad_records: Suppress[int] = 0
     #: a stream has no end to wait for
     streaming: Suppress[Literal[False]] = False
-    #: a tokenizer file or a model directory; by default the nano model's
+    #: the model that is to read them, a directory or nano: its tokenizer, and its ids for frames
+    model: str = "nano"
+    #: a tokenizer file or a model directory, in place of the model's tokenizer
     tokenizer: Path | None = None
     #: tokens a packed row
     seq_len: int = 2048
@@ -59,6 +62,7 @@ class CheckReport:
 
     config: CheckConfig
     tokenizer: Tokenizer
+    vocab: Vocab
     num_records: int
     #: record id -> what is wrong with it
     bad: dict[str, str] = field(default_factory=dict)
@@ -76,15 +80,15 @@ class CheckReport:
             parts.append(_bad_table(self.bad))
         if self.first is not None:
             rows = range(len(self.first_ids))
-            parts += [_row_panel(self.first, row, self.first_ids[row], self.tokenizer) for row in rows]
+            parts += [_row_panel(self, self.first, row) for row in rows]
             parts.append(
                 Text("one colour a segment; ⟦learned⟧; … left out here; the rest of a row is padding", style="dim")
             )
         return Group(*parts)
 
 
-def check(config: CheckConfig, default_tokenizer: Path, progress: Progress | None = None) -> CheckReport:
-    """Read and pack every record once.
+def check(config: CheckConfig, model_directory: Path, vocab: Vocab, progress: Progress | None = None) -> CheckReport:
+    """Read and pack every record once, for a model in a directory and its vocabulary.
 
     `progress` is called with the number of records read and their total.
 
@@ -94,11 +98,11 @@ def check(config: CheckConfig, default_tokenizer: Path, progress: Progress | Non
     for name in ("rows", "seq_len"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
-    tokenizer = load_tokenizer(config.tokenizer or default_tokenizer)
-    source = config.open(tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer or model_directory)
+    source = config.open(tokenizer, vocab)
     if not isinstance(source, RecordExamples):
         raise UserError(f"{config.path} is a stream: only records on this disk can be checked")
-    report = CheckReport(config, tokenizer, len(source))
+    report = CheckReport(config, tokenizer, vocab, len(source))
     loader = Loader(
         _Examined(source, report, progress),
         batch_size=config.rows,
@@ -184,7 +188,8 @@ def _bad_table(bad: dict[str, str]) -> Table:
     return table
 
 
-def _row_panel(batch: Batch, row: int, record_ids: list[str], tokenizer: Tokenizer) -> Panel:
+def _row_panel(report: CheckReport, batch: Batch, row: int) -> Panel:
+    record_ids = report.first_ids[row]
     arrays = (batch.tokens, batch.targets, batch.loss_weights, batch.segment_ids)
     tokens, targets, loss_weights, segment_ids = (np.asarray(array)[row] for array in arrays)
     text = Text()
@@ -194,7 +199,7 @@ def _row_panel(batch: Batch, row: int, record_ids: list[str], tokenizer: Tokeniz
         text.append(f"{number} {record_id}, {len(places):,} tokens\n", style=f"bold reverse {style}")
         ids = [*tokens[places[:1]].tolist(), *targets[places].tolist()]
         weights = [0.0, *loss_weights[places].tolist()]
-        for shown, learned in _runs(ids, weights, tokenizer):
+        for shown, learned in _runs(ids, weights, report):
             text.append(f"⟦{shown}⟧" if learned else shown, style=f"bold underline {style}" if learned else style)
         text.append("\n")
     if len(record_ids) > SHOWN_SEGMENTS:
@@ -204,17 +209,28 @@ def _row_panel(batch: Batch, row: int, record_ids: list[str], tokenizer: Tokeniz
     return Panel(text, title=title, title_align="left")
 
 
-def _runs(ids: list[int], weights: list[float], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+def _runs(ids: list[int], weights: list[float], report: CheckReport) -> Iterator[tuple[str, bool]]:
     """Text of each run of tokens that are learned, or not."""
     for learned, run in groupby(zip(ids, weights, strict=True), key=lambda pair: pair[1] > 0):
-        yield _shorten(_spell([token_id for token_id, _ in run], tokenizer)), learned
+        yield _shorten(_spell([token_id for token_id, _ in run], report)), learned
 
 
-def _spell(ids: list[int], tokenizer: Tokenizer) -> str:
-    """Decode with bos and eos, which leave no trace in decoded text, spelled out."""
-    marks = {tokenizer.bos_id: "<|bos|>", tokenizer.eos_id: "<|eos|>"}
-    runs = groupby(ids, key=marks.get)
-    return "".join(tokenizer.decode(list(run)) if mark is None else mark * len(list(run)) for mark, run in runs)
+def _spell(ids: list[int], report: CheckReport) -> str:
+    """Decode; bos and eos, which leave no trace in decoded text, and frames are spelled out."""
+    tokenizer, vocab = report.tokenizer, report.vocab
+    marks = {
+        tokenizer.bos_id: "<|bos|>",
+        tokenizer.eos_id: "<|eos|>",
+        vocab.end_of_frame: "▪",
+        vocab.end_of_vision: "■",
+    }
+
+    def kind(token_id: int) -> str:
+        return marks.get(token_id, "codes" if vocab.vision_size and token_id >= vocab.text_size else "text")
+
+    spelled = {"codes": lambda run: f"[{len(run)} codes]", "text": tokenizer.decode}
+    runs = ((name, list(run)) for name, run in groupby(ids, key=kind))
+    return "".join(spelled[name](run) if name in spelled else name * len(run) for name, run in runs)
 
 
 def _shorten(text: str) -> str:

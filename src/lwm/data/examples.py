@@ -9,24 +9,26 @@ A record becomes an example by its `fields`, a small grammar kept from LWM:
 
 A comma separates what is tokenized apart, with nothing between, hence the space in the answer; brackets mean: read,
 not learned; `+` joins fields of the record into one text with a separator; `<|bos|>` and `<|eos|>` stand for those
-tokens.
+tokens. Fields whose names contain `vision` hold frames of codes (`data.vision`); between them and a text goes nothing.
 """
 
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from lwm.core.errors import UserError
+from lwm.core.vocab import Vocab
 from lwm.data.records import BadRecordError, Record, RecordSource, RecordStream
 from lwm.data.shuffle import fold
 from lwm.data.sources import FormatChoice, open_records, stream_records
 from lwm.data.tokenizer import Tokenizer
+from lwm.data.vision import FrameIds, is_vision
 
 logger = logging.getLogger("lwm.data")
 
@@ -134,6 +136,8 @@ class Encoder:
     add_bos: bool = True
     add_eos: bool = True
     seed: int = 0
+    #: needed where a field holds frames
+    frame_ids: FrameIds | None = None
 
     def __post_init__(self) -> None:
         written = {name for order in self.orders for part in order for name in part.names}
@@ -171,17 +175,35 @@ class Encoder:
         if part.names in ((BOS,), (EOS,)):
             token_id = self.tokenizer.bos_id if part.names == (BOS,) else self.tokenizer.eos_id
             return [] if token_id is None else [token_id]
-        text = self.separator.join(_text(record, name) for name in part.names)
+        ids: list[int] = []
+        for vision, group in groupby(part.names, is_vision):
+            if vision:
+                ids += [id for name in group for id in self._frame_ids(name, record)]
+            else:
+                ids += self._text_ids([*group], record)
+        return ids
+
+    def _text_ids(self, names: list[str], record: Record) -> list[int]:
+        text = self.separator.join(_text(record, name) for name in names)
         try:
             return self.tokenizer.encode(text)
         except (TypeError, UnicodeError):
-            raise BadRecordError(record.record_id, f"{'+'.join(part.names)} is not valid Unicode") from None
+            raise BadRecordError(record.record_id, f"{'+'.join(names)} is not valid Unicode") from None
+
+    def _frame_ids(self, name: str, record: Record) -> list[int]:
+        if self.frame_ids is None:
+            raise UserError(f"field {name!r} holds frames: say for which model's vocabulary")
+        return self.frame_ids.ids(_value(record, name), name, record.record_id)
+
+
+def _value(record: Record, name: str) -> object:
+    if name not in record.values:
+        raise BadRecordError(record.record_id, f"no field {name!r}; it has {_listed(record.values)}")
+    return record.values[name]
 
 
 def _text(record: Record, name: str) -> str:
-    if name not in record.values:
-        raise BadRecordError(record.record_id, f"no field {name!r}; it has {_listed(record.values)}")
-    value = record.values[name]
+    value = _value(record, name)
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -318,6 +340,8 @@ class RecordData:
     add_eos: bool = True
     #: decides which order of fields a record takes
     seed: int = 0
+    #: of longer videos so many frames are kept, evenly; 0: all
+    max_frames: int = 0
     #: skip and report up to this many malformed records
     max_bad_records: int = 100
     #: of a Hugging Face dataset
@@ -327,8 +351,8 @@ class RecordData:
     #: read a Hugging Face dataset in its own order, without downloading it first
     streaming: bool = False
 
-    def open(self, tokenizer: Tokenizer) -> RecordExamples | StreamExamples:
-        """Open the files and check the first records.
+    def open(self, tokenizer: Tokenizer, vocab: Vocab) -> RecordExamples | StreamExamples:
+        """Open the files and check the first records. `vocab` says how codes of frames become ids.
 
         Raises:
             UserError: nothing to read, an unreadable file, or fields that the records do not have.
@@ -339,7 +363,9 @@ class RecordData:
         orders = tuple(parse_fields(order) for order in written)
         if not orders:
             raise UserError("fields is empty: name at least one field of the records")
-        encoder = Encoder(tokenizer, orders, self.separator, self.add_bos, self.add_eos, self.seed)
+        has_frames = any(is_vision(name) for name in field_names(orders))
+        frame_ids = FrameIds(vocab, tokenizer, self.max_frames) if has_frames else None
+        encoder = Encoder(tokenizer, orders, self.separator, self.add_bos, self.add_eos, self.seed, frame_ids)
         if self.streaming:
             stream = stream_records(self.path, self.format, self.split, self.subset)
             return StreamExamples(stream, encoder, self.max_bad_records)

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from lwm.core.errors import UserError
+from lwm.core.vocab import Vocab
 from lwm.data.examples import Example
 from lwm.data.tokenizer import Tokenizer
 from lwm.nano.corpus import held_out_documents, training_documents
@@ -93,7 +94,7 @@ class TaskData:
         if 0 < self.span <= max(self.lengths):
             raise UserError(f"a span of {self.span} leaves records of {max(self.lengths)} tokens no room to skip")
 
-    def open(self, tokenizer: Tokenizer) -> "TaskSource":
+    def open(self, tokenizer: Tokenizer, vocab: Vocab) -> "TaskSource":
         """Tokenize the split's documents (some seconds) and make the source."""
         held_out = self.split == "held_out"
         documents = held_out_documents() if held_out else training_documents()

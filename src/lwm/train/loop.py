@@ -52,8 +52,8 @@ def train(run: Run, resume: bool = False) -> TrainResult:
     with jax.set_mesh(mesh):
         require_runnable(run, tokenizer)
         require_directory(run, resume)
-        source = run.data.open(tokenizer)
-        held_out = None if run.held_out is None else run.held_out.open(tokenizer)
+        source = run.data.open(tokenizer, run.model.vocab)
+        held_out = None if run.held_out is None else run.held_out.open(tokenizer, run.model.vocab)
         measure = None if held_out is None else make_evaluation(run, held_out, mesh)
         with Feed(run, source, mesh) as feed:
             begin = resumed(run, feed, mesh) if resume else started(run, feed, mesh)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from lwm.core.errors import UserError
 from lwm.core.layout import Layout, order
 from lwm.core.mesh import axis_size
+from lwm.core.vocab import Vocab
 from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.packing import LongDocuments, Weighting
 from lwm.data.tokenizer import Tokenizer, tokenizer_file
@@ -20,7 +21,7 @@ from lwm.weights.store import EMBEDDED
 class Data(Protocol):
     """A frozen dataclass that says where examples come from."""
 
-    def open(self, tokenizer: Tokenizer) -> ExampleSource | ExampleStream: ...
+    def open(self, tokenizer: Tokenizer, vocab: Vocab) -> ExampleSource | ExampleStream: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,7 +165,7 @@ def load_model(name_or_directory: str | Path, mesh: Mesh, dtype: str = "float32"
             or incomplete safetensors file, a tensor that is missing, unknown or of another shape, a tokenizer with
             more ids than the model, a mesh that does not divide the tensors.
     """
-    directory, config = _locate(name_or_directory), read_config(name_or_directory)
+    directory, config = locate(name_or_directory), read_config(name_or_directory)
     tokenizer = _read_tokenizer(directory, config)
     files = _open_tensors(directory)
     wanted = abstract(declare(config), jnp.dtype(dtype))
@@ -187,7 +187,7 @@ def read_config(name_or_directory: str | Path) -> ModelConfig:
     Raises:
         UserError: no such directory, not a model directory, or a field missing or wrong.
     """
-    directory = _locate(name_or_directory)
+    directory = locate(name_or_directory)
     values = _read_json(directory / CONFIG, f"{directory} is not a model directory")
     if values.pop("model_type", None) != MODEL_TYPE:
         raise UserError(f"{directory / CONFIG} is not that of a model of ours: its model_type is not {MODEL_TYPE!r}")
@@ -197,7 +197,12 @@ def read_config(name_or_directory: str | Path) -> ModelConfig:
         raise UserError(f"{directory / CONFIG}: {error}") from None
 
 
-def _locate(name_or_directory: str | Path) -> Path:
+def locate(name_or_directory: str | Path) -> Path:
+    """The directory of a model, or of an embedded one by name.
+
+    Raises:
+        UserError: there is none.
+    """
     directory = EMBEDDED.get(str(name_or_directory), Path(name_or_directory))
     if not os.path.isdir(directory):
         known = ", ".join(EMBEDDED)

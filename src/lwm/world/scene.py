@@ -29,6 +29,13 @@ DIRECTIONS: dict[Direction, tuple[int, int]] = {
     "up": (0, -1),
     "down": (0, 1),
 }
+#: shapes in colours that no training shows, for each shape one: what is drawn of them was put together
+HELD_OUT_PAIRS: tuple[tuple[Shape, Colour], ...] = (
+    ("circle", "purple"),
+    ("square", "yellow"),
+    ("triangle", "blue"),
+    ("cross", "orange"),
+)
 #: places along a side
 PLACES = 7
 #: places between two sprites, at least, and how many sprites there is room for

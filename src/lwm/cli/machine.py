@@ -1,0 +1,47 @@
+"""Where a model is computed: devices, mesh, precision."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lwm.core.errors import UserError
+
+if TYPE_CHECKING:
+    from lwm.infer.engine import Engine
+    from lwm.weights.store import LoadedModel
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a model is computed, and how precisely."""
+
+    #: devices along each axis: dp and fsdp split prompts, tp heads, sp the text; one may be -1, for those that remain
+    mesh: str = "dp=1,fsdp=1,tp=1,sp=-1"
+    #: of weights, activations, keys and values
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    #: make this computer's processor so many devices, to try a mesh without any
+    cpu_devices: int | None = None
+
+
+def make_devices(count: int | None) -> None:
+    """Split the processor into `count` devices; must come before the first computation."""
+    if count is None:
+        return
+    if count < 1:
+        raise UserError(f"--cpu-devices {count}: give 1 or more")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+
+
+def open_model(name: str, machine: Machine) -> "tuple[LoadedModel, Engine]":
+    """The model on the machine's mesh, and an engine that runs it there."""
+    make_devices(machine.cpu_devices)
+    from lwm.core.mesh import MeshShape, make_mesh
+    from lwm.infer.engine import Engine
+    from lwm.model.config import Compute
+    from lwm.weights.store import load_model
+
+    mesh = make_mesh(MeshShape.parse(machine.mesh))
+    model = load_model(name, mesh, machine.dtype)
+    return model, Engine(model.params, model.config, Compute(dtype=machine.dtype), mesh)

@@ -1,0 +1,46 @@
+"""What a user sees: bars, results, pieces of text, notes."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[..., None]]:
+    """A bar on the terminal; yields the callback that moves it, `report(done, total, note)`, and begins with it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=None, note="")
+
+    def report(done: int, total: int, note: str = "") -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total, note=note)
+
+    try:
+        yield report
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def show(*renderables: Any) -> None:
+    """Print results on standard output. A string is shown to the letter, on one line however long it is."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    for renderable in renderables:
+        console.print(renderable, soft_wrap=isinstance(renderable, str))
+
+
+def say(text: str) -> None:
+    """Pass a piece of the model's text on, to the character."""
+    print(text, end="", flush=True)
+
+
+def note(text: str) -> None:
+    """Tell what is not part of the result."""
+    print(f"lwm: {text}", file=sys.stderr)

@@ -1,0 +1,204 @@
+"""The verbs: each parses its flags, calls one room, and shows what it returns.
+
+A verb imports its own rooms when it is called, so that `lwm --help` and a mistyped verb answer at once.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lwm.cli.machine import Machine, make_devices, open_model
+from lwm.cli.terminal import note, progress, say, show
+from lwm.cli.verb import VERBS, Arguments, parse, verb
+from lwm.core.errors import UserError
+
+if TYPE_CHECKING:
+    from lwm.evals.needle import NeedleConfig
+    from lwm.infer.session import Session
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run is started; what it is stands in the preset."""
+
+    #: go on from the run's last checkpoint
+    resume: bool = False
+    #: records never trained on, read as the training's are; their loss is reported
+    held_out_path: str | None = None
+    #: make this computer's processor so many devices, to try a mesh without any
+    cpu_devices: int | None = None
+
+
+@verb(
+    "demo",
+    "See it work: the embedded model reads long documents, answers, and a page tells how well.",
+    "lwm demo --out report",
+)
+def demo(arguments: Arguments) -> None:
+    """`lwm demo`."""
+    from lwm.demo import DemoConfig, run_demo
+
+    (config,) = parse("demo", arguments, DemoConfig)
+    with progress("seconds") as report:
+        outcome = run_demo(config, report)
+    show(*outcome.renderables(), f"the whole story: {config.out / 'report.html'}")
+
+
+@verb(
+    "chat",
+    "Ask questions, about a document or about nothing; without a question, a conversation.",
+    'lwm chat --document manual.txt "Which port does the server listen on?"',
+)
+def chat(arguments: Arguments) -> None:
+    """`lwm chat [QUESTION]`: one answer, or a conversation that an empty line ends."""
+    from lwm.infer.commands import ChatConfig, open_session
+    from lwm.infer.sampling import Sampling
+
+    config, sampling, machine = parse("chat", arguments, ChatConfig, Sampling(), Machine())
+    session, reading = open_session(config, *open_model(config.model, machine), sampling)
+    if reading is not None:
+        part = f" of {reading.document_tokens:,}" if reading.truncated else ""
+        note(f"read {reading.tokens:,}{part} tokens of {config.document} in {reading.seconds:.1f} s")
+    if config.question is None:
+        converse(session)
+    elif config.json:
+        say(json.dumps(dataclasses.asdict(session.ask(config.question))) + "\n")
+    else:
+        session.ask(config.question, say)
+        say("\n")
+
+
+def converse(session: "Session") -> None:
+    """Questions from the terminal until an empty line or the end of input."""
+    from rich.console import Console
+
+    console = Console()
+    note("ask; an empty line or Ctrl-D ends")
+    while True:
+        try:
+            question = console.input("[bold cyan]> [/]")
+        except EOFError:
+            return say("\n")
+        if not question.strip():
+            return None
+        try:
+            session.ask(question, say)
+            say("\n")
+        except UserError as error:
+            note(str(error))
+
+
+@verb(
+    "generate text",
+    "Continue a text.",
+    'lwm generate text "The library reference says" --max-new-tokens 40 --temperature 0.8',
+)
+def generate_text(arguments: Arguments) -> None:
+    """`lwm generate text PROMPT`: the continuation on standard output, as it comes."""
+    from lwm.infer import commands
+    from lwm.infer.sampling import Sampling
+
+    config, sampling, machine = parse("generate text", arguments, commands.GenerateTextConfig, Sampling(), Machine())
+    commands.generate_text(config, *open_model(config.model, machine), sampling, say)
+    say("\n")
+
+
+@verb(
+    "train",
+    "Train a model: a named run, with any of its fields changed.",
+    "lwm train tiny --data.path my_texts/ --steps 100 --out runs/mine",
+)
+def train(arguments: Arguments) -> int:
+    """`lwm train RUN`: the first word names a preset, the flags change its fields."""
+    if not arguments or arguments[0].startswith("-"):
+        return _list_runs(asked="-h" in arguments or "--help" in arguments)
+    from lwm.data.examples import RecordData
+    from lwm.presets import preset
+    from lwm.train import loop
+    from lwm.train.codec import train_codec
+    from lwm.train.codec_run import CodecRun
+
+    name, *flags = arguments
+    run, start = parse(f"train {name}", flags, preset(name), Start())
+    if start.held_out_path is not None:
+        if isinstance(run, CodecRun) or not isinstance(run.data, RecordData):
+            raise UserError(f"--held-out-path is for runs that read records, and {name} makes its own examples")
+        run = dataclasses.replace(run, held_out=dataclasses.replace(run.data, path=start.held_out_path))
+    make_devices(start.cpu_devices)
+    result = (train_codec if isinstance(run, CodecRun) else loop.train)(run, resume=start.resume)
+    if result.stopped_by is not None:
+        again = shlex.join([*arguments, *([] if start.resume else ["--resume"])])
+        show(f"stopped after step {result.step}; go on with: lwm train {again}")
+        return 128 + result.stopped_by
+    show(f"{result.step} steps done; what was learned is in {result.directory / 'model'}")
+    return 0
+
+
+def _list_runs(asked: bool) -> int:
+    from lwm.presets import presets
+
+    lines = [f"  {name:<16}{(build.__doc__ or '').splitlines()[0]}" for name, build in presets().items()]
+    text = "usage: lwm train RUN [--FIELD VALUE ...] [--mesh MESH] [--resume]\n\nRuns:\n" + "\n".join(lines)
+    text += f"\n\nExample:  {VERBS['train'].example}\nAll fields of a run:  lwm train RUN --help"
+    print(text, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+@verb(
+    "check",
+    "Validate records, count their tokens, and show one packed batch as training would see it.",
+    "lwm check records.jsonl --fields '[question],answer'",
+)
+def check(arguments: Arguments) -> int:
+    """`lwm check RECORDS`; 1 if any record is malformed."""
+    from lwm.data.check import CheckConfig
+    from lwm.data.check import check as check_records
+    from lwm.weights.store import locate, read_config
+
+    (config,) = parse("check", arguments, CheckConfig)
+    directory, vocab = locate(config.model), read_config(config.model).vocab
+    with progress("records") as report:
+        found = check_records(config, directory, vocab, report)
+    show(found)
+    return 1 if found.bad else 0
+
+
+@verb(
+    "eval needle",
+    "Hide a number in a long text, ask for it, and chart where it is found.",
+    "lwm eval needle --model nano --haystack book.txt --context-lengths 1k..16k --out needles",
+)
+def eval_needle(arguments: Arguments) -> None:
+    """`lwm eval needle`."""
+    from lwm.evals.needle import NeedleConfig
+
+    _needle(*parse("eval needle", arguments, NeedleConfig, Machine()))
+
+
+@verb(
+    "eval multi-needle",
+    "Hide several numbers in a long text, and ask for one or more of them.",
+    "lwm eval multi-needle --model nano --haystack book.txt --needles 4 --retrieve 2 --out several",
+)
+def eval_multi_needle(arguments: Arguments) -> None:
+    """`lwm eval multi-needle`."""
+    from lwm.evals.needle import MultiNeedleConfig
+
+    _needle(*parse("eval multi-needle", arguments, MultiNeedleConfig, Machine()))
+
+
+def _needle(config: "NeedleConfig", machine: Machine) -> None:
+    from lwm.evals.needle import run_needle
+
+    model, engine = open_model(config.model, machine)
+    with progress("needles") as report:
+
+        def on_cell(done: int, total: int, row: dict[str, Any]) -> None:
+            mark = "found" if row["correct"] else "missed"
+            report(done, total, f"{row['context_length']:,} tokens, {row['depth_percent']}%: {mark}")
+
+        outcome = run_needle(config, model, engine, on_cell)
+    show(outcome.table(), f"results.json, summary.json and heat_map.png are in {config.out}")

@@ -1,0 +1,99 @@
+"""Frames of codes in a record, and the ids they become.
+
+A field whose name contains `vision` holds the codes of one or more frames, one after another: a list of numbers, as
+LWM has it, or (a million of them should not be text) bytes, two a code, the lower first.
+
+    codes       [5 9 2 4  7 1 1 3]                          two frames of four codes
+    ids         <vision> 5 9 2 4 EOF 7 1 1 3 EOV </vision>  codes behind the text's ids, the marks behind the codes
+
+`<vision>` and `</vision>` are ordinary text of several pieces, as in LWM.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int32
+
+from lwm.core.errors import UserError
+from lwm.core.vocab import Vocab
+from lwm.data.records import BadRecordError
+from lwm.data.tokenizer import Tokenizer
+
+OPENING, CLOSING = "<vision>", "</vision>"
+#: bytes of a code
+CODE_BYTES = 2
+
+
+def is_vision(name: str) -> bool:
+    """Whether a field of that name holds codes."""
+    return "vision" in name
+
+
+def pack(codes: np.ndarray) -> bytes:
+    """Codes as bytes.
+
+    Raises:
+        ValueError: a code needs more than two.
+    """
+    if codes.size and codes.max() >= 1 << 8 * CODE_BYTES:
+        raise ValueError(f"code {codes.max()} does not fit {CODE_BYTES} bytes")
+    return codes.astype("<u2").tobytes()
+
+
+@dataclass(frozen=True)
+class FrameIds:
+    """Turns the codes of a field into ids of a vocabulary."""
+
+    vocab: Vocab
+    tokenizer: Tokenizer
+    #: longer videos keep so many frames, evenly; 0: all
+    max_frames: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.vocab.vision_size:
+            raise UserError("fields ask for pictures, and the model is one of text alone: it has no ids for them")
+
+    def ids(self, value: object, name: str, record_id: str) -> list[int]:
+        """The ids of a field's frames, with what goes before and after them.
+
+        Raises:
+            BadRecordError: not codes, a broken frame, or no frame.
+        """
+        codes = self.frames(value, name, record_id)
+        vocab = self.vocab
+        marks = np.full((len(codes), 1), vocab.end_of_frame, np.int32)
+        marks[-1] = vocab.end_of_vision
+        framed = np.concatenate([codes + np.int32(vocab.text_size), marks], axis=1)
+        return [*self.tokenizer.encode(OPENING), *framed.ravel().tolist(), *self.tokenizer.encode(CLOSING)]
+
+    def frames(self, value: object, name: str, record_id: str) -> Int32[np.ndarray, "N P"]:
+        """The codes of each frame that is kept.
+
+        Raises:
+            BadRecordError: as `ids`.
+        """
+        codes, per_frame = _numbers(value, name, record_id), self.vocab.tokens_per_frame
+        if not len(codes) or len(codes) % per_frame:
+            raise BadRecordError(record_id, f"field {name!r} has {len(codes)} codes, not whole frames of {per_frame}")
+        if codes.min() < 0 or codes.max() >= self.vocab.num_codes:
+            beyond = codes.min() if codes.min() < 0 else codes.max()
+            raise BadRecordError(
+                record_id, f"field {name!r} has code {beyond}: they go from 0 to {self.vocab.num_codes - 1}"
+            )
+        frames = codes.reshape(-1, per_frame)
+        if not 0 < self.max_frames < len(frames):
+            return frames
+        return frames[np.linspace(0, len(frames) - 1, self.max_frames).astype(int)]
+
+
+def _numbers(value: object, name: str, record_id: str) -> Int32[np.ndarray, "n"]:
+    if isinstance(value, bytes):
+        if len(value) % CODE_BYTES:
+            raise BadRecordError(record_id, f"field {name!r} has {len(value)} bytes, and a code takes {CODE_BYTES}")
+        return np.frombuffer(value, "<u2").astype(np.int32)
+    if not isinstance(value, list) or not all(type(code) is int for code in value):
+        raise BadRecordError(record_id, f"field {name!r} is not a list of codes")
+    try:
+        return np.array(value, np.int32)
+    except OverflowError:
+        raise BadRecordError(record_id, f"field {name!r} has numbers that are no codes") from None
