@@ -7,6 +7,7 @@ from lwm.core.errors import UserError
 
 if TYPE_CHECKING:
     from lwm.infer.engine import Engine
+    from lwm.vqgan.codec import FrameCodec
     from lwm.weights.store import LoadedModel
 
 
@@ -20,6 +21,26 @@ class Machine:
     dtype: Literal["float32", "bfloat16"] = "float32"
     #: make this computer's processor so many devices, to try a mesh without any
     cpu_devices: int | None = None
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where pictures are encoded and decoded."""
+
+    #: devices along each axis: dp and fsdp split frames; one may be -1, for those that remain
+    mesh: str = "dp=1,fsdp=-1,tp=1,sp=1"
+    #: make this computer's processor so many devices, to try a mesh without any
+    cpu_devices: int | None = None
+
+
+def open_codec(model: str, devices: Devices) -> "FrameCodec":
+    """The codec of a model, on the devices' mesh."""
+    make_devices(devices.cpu_devices)
+    from lwm.core.mesh import MeshShape, make_mesh
+    from lwm.weights.codec_store import load_codec
+    from lwm.weights.store import locate
+
+    return load_codec(locate(model), make_mesh(MeshShape.parse(devices.mesh)))
 
 
 def make_devices(count: int | None) -> None:

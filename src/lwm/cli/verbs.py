@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lwm.cli.machine import Machine, make_devices, open_model
+from lwm.cli.machine import Devices, Machine, make_devices, open_codec, open_model
 from lwm.cli.terminal import note, progress, say, show
 from lwm.cli.verb import VERBS, Arguments, parse, verb
 from lwm.core.errors import UserError
@@ -164,6 +164,45 @@ def check(arguments: Arguments) -> int:
         found = check_records(config, directory, vocab, report)
     show(found)
     return 1 if found.bad else 0
+
+
+@verb(
+    "tokenize",
+    "Turn pictures and videos into records of codes, to train on.",
+    "lwm tokenize videos/ --model runs/codec/model --frames-per-second 1 --out records.jsonl",
+)
+def tokenize(arguments: Arguments) -> int:
+    """`lwm tokenize MEDIA...`; 1 if any file could not be read."""
+    from lwm.prepare.tokenize import TokenizeConfig
+    from lwm.prepare.tokenize import tokenize as tokenize_media
+
+    config, devices = parse("tokenize", arguments, TokenizeConfig, Devices())
+    codec = open_codec(config.model, devices)
+    with progress("files") as report:
+        done = tokenize_media(config, codec, report)
+    if done.resumed:
+        note(f"went on behind the {done.resumed:,} files that were done")
+    for name, reason in done.bad:
+        note(f"left out {name}: {reason}")
+    show(f"{done.num_records:,} records of {done.num_frames:,} frames are in {done.out}")
+    return 1 if done.bad else 0
+
+
+@verb(
+    "detokenize",
+    "Turn records of codes back into pictures and videos, to see what a codec keeps.",
+    "lwm detokenize records.jsonl --model runs/codec/model --out seen/",
+)
+def detokenize(arguments: Arguments) -> None:
+    """`lwm detokenize RECORDS`."""
+    from lwm.prepare.detokenize import DetokenizeConfig
+    from lwm.prepare.detokenize import detokenize as detokenize_records
+
+    config, devices = parse("detokenize", arguments, DetokenizeConfig, Devices())
+    codec = open_codec(config.model, devices)
+    with progress("records") as report:
+        written = detokenize_records(config, codec, report)
+    show(f"{len(written):,} files are in {config.out}")
 
 
 @verb(

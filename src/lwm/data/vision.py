@@ -72,18 +72,29 @@ class FrameIds:
         Raises:
             BadRecordError: as `ids`.
         """
-        codes, per_frame = _numbers(value, name, record_id), self.vocab.tokens_per_frame
-        if not len(codes) or len(codes) % per_frame:
-            raise BadRecordError(record_id, f"field {name!r} has {len(codes)} codes, not whole frames of {per_frame}")
-        if codes.min() < 0 or codes.max() >= self.vocab.num_codes:
-            beyond = codes.min() if codes.min() < 0 else codes.max()
-            raise BadRecordError(
-                record_id, f"field {name!r} has code {beyond}: they go from 0 to {self.vocab.num_codes - 1}"
-            )
-        frames = codes.reshape(-1, per_frame)
+        frames = frames_in(value, self.vocab.tokens_per_frame, self.vocab.num_codes, name, record_id)
         if not 0 < self.max_frames < len(frames):
             return frames
         return frames[np.linspace(0, len(frames) - 1, self.max_frames).astype(int)]
+
+
+def frames_in(
+    value: object, tokens_per_frame: int, num_codes: int, name: str, record_id: str
+) -> Int32[np.ndarray, "N P"]:
+    """The codes of each frame of a field.
+
+    Raises:
+        BadRecordError: not codes, a broken frame, or no frame.
+    """
+    codes = _numbers(value, name, record_id)
+    if not len(codes) or len(codes) % tokens_per_frame:
+        raise BadRecordError(
+            record_id, f"field {name!r} has {len(codes)} codes, not whole frames of {tokens_per_frame}"
+        )
+    if codes.min() < 0 or codes.max() >= num_codes:
+        beyond = codes.min() if codes.min() < 0 else codes.max()
+        raise BadRecordError(record_id, f"field {name!r} has code {beyond}: they go from 0 to {num_codes - 1}")
+    return codes.reshape(-1, tokens_per_frame)
 
 
 def _numbers(value: object, name: str, record_id: str) -> Int32[np.ndarray, "n"]:

@@ -1,0 +1,1 @@
+"""Pictures and videos to records of codes, and back."""

@@ -1,0 +1,76 @@
+"""What is to be tokenized: files as named, of directories and patterns, or out of records; the order is by name."""
+
+import glob
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lwm.core.errors import UserError
+from lwm.data.records import BadRecordError
+from lwm.data.sources import open_records
+
+MEDIA, CAPTION = "media", "caption"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file to be read, and what else its record holds."""
+
+    name: str
+    path: Path
+    values: dict[str, Any]
+
+
+def list_items(media: tuple[str, ...]) -> list[Item]:
+    """What is to be read: as named, and within a directory or a pattern by name.
+
+    Raises:
+        UserError: a name that stands for nothing, or a record without `media`.
+    """
+    items: list[Item] = []
+    for name in media:
+        path = Path(name)
+        if path.suffix == ".jsonl" and path.is_file():
+            items += _from_records(path)
+        elif path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_beside(file))
+            items += [_item(file, str(file.relative_to(path))) for file in files]
+        elif path.is_file():
+            items.append(_item(path, path.name))
+        else:
+            found = sorted(Path(file) for file in glob.glob(name, recursive=True))
+            items += [_item(file, str(file)) for file in found if file.is_file()]
+            if not found:
+                raise UserError(f"no picture or video at {name}")
+    if not items:
+        raise UserError(f"no pictures or videos in {', '.join(media)}")
+    return items
+
+
+def _is_beside(file: Path) -> bool:
+    """Whether it is hidden, or a caption of another file."""
+    return file.name.startswith(".") or file.suffix == ".txt"
+
+
+def _item(path: Path, name: str) -> Item:
+    """A file; a text beside it with its name is its caption."""
+    text = path.with_suffix(".txt")
+    try:
+        return Item(name, path, {CAPTION: text.read_text(encoding="utf-8").strip()} if text.is_file() else {})
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the caption {text} cannot be read: {error}") from None
+
+
+def _from_records(file: Path) -> Iterator[Item]:
+    """Paths are relative to the file they stand in."""
+    source = open_records(str(file), "jsonl")
+    for index in range(len(source)):
+        try:
+            record = source[index]
+        except BadRecordError as bad:
+            raise UserError(f"{bad.record_id}: {bad.reason}") from None
+        values = dict(record.values)
+        if not isinstance(name := values.pop(MEDIA, None), str):
+            raise UserError(f"{record.record_id} names no file: give it a field {MEDIA!r}")
+        yield Item(name, file.parent / name, values)
