@@ -1,0 +1,78 @@
+"""Several kinds of data in one run, each with its share of the records."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lwm.core.errors import UserError
+from lwm.core.vocab import Vocab
+from lwm.data.examples import Example, ExampleSource
+from lwm.data.tokenizer import Tokenizer
+
+#: records after which every part has had its share
+PERIOD = 1000
+
+
+@dataclass(frozen=True)
+class MixedData:
+    """Data of several kinds. LWM mixes 16% of text into its vision stages (paper, section 4.1)."""
+
+    #: what is mixed; each may be read by index
+    parts: tuple[Any, ...]
+    #: records of each, relative to the others
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(self.parts) != len(self.shares):
+            raise UserError(
+                f"a mixture of {len(self.parts)} parts has {len(self.shares)} shares: give one for each part"
+            )
+        if min(self.shares) <= 0:
+            raise UserError(f"shares {self.shares} must be positive: leave a part out instead")
+
+    def open(self, tokenizer: Tokenizer, vocab: Vocab) -> "Mixture":
+        """Open every part.
+
+        Raises:
+            UserError: a part cannot be opened, or is a stream, which has no order to mix.
+        """
+        sources = [part.open(tokenizer, vocab) for part in self.parts]
+        if not all(isinstance(source, ExampleSource) for source in sources):
+            raise UserError("a stream cannot be mixed with others: read records that are on this disk")
+        return Mixture(sources, self.shares)
+
+
+class Mixture:
+    """Examples of several sources, interleaved; it ends when every part was read once, and shorter ones then repeat."""
+
+    def __init__(self, sources: list[ExampleSource], shares: tuple[float, ...]) -> None:
+        self.name = " + ".join(getattr(source, "name", type(source).__name__) for source in sources)
+        self._sources = sources
+        self._pattern = _interleaved(np.array(shares) / sum(shares))
+        ranks = [np.flatnonzero(self._pattern == part) for part in range(len(sources))]
+        self._counts = [len(places) for places in ranks]
+        self._rank = np.zeros(PERIOD, int)
+        for places in ranks:
+            self._rank[places] = np.arange(len(places))
+
+    def __len__(self) -> int:
+        turns = (-(-len(source) // count) for source, count in zip(self._sources, self._counts, strict=True))
+        return PERIOD * max(turns)
+
+    def __getitem__(self, index: int) -> Example | None:
+        turn, place = divmod(index, PERIOD)
+        part = int(self._pattern[place])
+        source = self._sources[part]
+        return source[(turn * self._counts[part] + int(self._rank[place])) % len(source)]
+
+
+def _interleaved(shares: np.ndarray) -> np.ndarray:
+    """Which part comes at each place of a period: always the one that is farthest behind its share."""
+    counts, pattern = np.zeros(len(shares)), np.zeros(PERIOD, int)
+    for place in range(PERIOD):
+        pattern[place] = np.argmax(shares * (place + 1) - counts)
+        counts[pattern[place]] += 1
+    if not counts.all():
+        raise UserError(f"a share of less than one record in {PERIOD} cannot be mixed: {shares.min():.1e}")
+    return pattern

@@ -1,0 +1,82 @@
+"""Every part has its share at any moment, is read in order and once, and the short ones again."""
+
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from lwm.core.errors import UserError
+from lwm.core.vocab import Vocab
+from lwm.data.examples import Example
+from lwm.data.loader import Loader
+from lwm.data.mixture import MixedData
+
+VOCAB = Vocab(258)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Examples whose id tells part and number."""
+
+    part: int
+    count: int
+
+    def open(self, tokenizer, vocab):
+        return self
+
+    @property
+    def name(self):
+        return f"part {self.part}"
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return Example(np.arange(5, dtype=np.int32), np.ones(5, np.float32), f"{self.part}/{index}")
+
+
+def test_shares_hold_and_nothing_is_left_out(byte_tokenizer):
+    mixture = MixedData((Numbered(0, 1680), Numbered(1, 100), Numbered(2, 4)), (0.84, 0.11, 0.05)).open(
+        byte_tokenizer, VOCAB
+    )
+    assert len(mixture) == 2000
+    ids = [mixture[index].record_id for index in range(len(mixture))]
+    parts = np.array([int(record_id[0]) for record_id in ids])
+    for stop in (100, 500, 2000):
+        np.testing.assert_allclose(np.bincount(parts[:stop]) / stop, (0.84, 0.11, 0.05), atol=0.01)
+    seen = Counter(ids)
+    assert {seen[f"0/{index}"] for index in range(1680)} == {1}
+    assert {seen[f"1/{index}"] for index in range(100)} == {2, 3}
+    assert {seen[f"2/{index}"] for index in range(4)} == {25}
+    assert mixture.name == "part 0 + part 1 + part 2"
+
+
+def test_the_loader_reads_a_mixture_and_resumes(byte_tokenizer):
+    def loader():
+        source = MixedData((Numbered(0, 50), Numbered(1, 50)), (1.0, 1.0)).open(byte_tokenizer, VOCAB)
+        return Loader(source, batch_size=2, seq_len=16, seed=3)
+
+    with closing(loader()) as straight:
+        for _ in range(3):
+            next(straight)
+        state = straight.get_state()
+        wanted = [next(straight)[1] for _ in range(4)]
+    with closing(loader()) as again:
+        again.set_state(state)
+        assert [next(again)[1] for _ in range(4)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("parts", "shares", "message"),
+    [
+        ((), (), "0 parts"),
+        ((Numbered(0, 1),), (1.0, 2.0), "1 parts has 2 shares"),
+        ((Numbered(0, 1), Numbered(1.0, 1.0)), (1.0, 0.0), "must be positive"),
+        ((Numbered(0, 1), Numbered(1.0, 1.0)), (1.0, 1e-6), "less than one record in 1000"),
+    ],
+)
+def test_impossible_mixtures_are_refused(parts, shares, message, byte_tokenizer):
+    with pytest.raises(UserError, match=message):
+        MixedData(parts, shares).open(byte_tokenizer, VOCAB)
