@@ -60,9 +60,8 @@ def open_model(name: str, machine: Machine) -> "tuple[LoadedModel, Engine]":
     make_devices(machine.cpu_devices)
     from lwm.core.mesh import MeshShape, make_mesh
     from lwm.infer.engine import Engine
-    from lwm.model.config import Compute
     from lwm.weights.store import load_model
 
     mesh = make_mesh(MeshShape.parse(machine.mesh))
     model = load_model(name, mesh, machine.dtype)
-    return model, Engine(model.params, model.config, Compute(dtype=machine.dtype), mesh)
+    return model, Engine.of(model, machine.dtype)

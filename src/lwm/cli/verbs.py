@@ -107,6 +107,41 @@ def generate_text(arguments: Arguments) -> None:
 
 
 @verb(
+    "generate image",
+    "Draw a picture of what a text says.",
+    'lwm generate image "a big red circle at the top left" --model runs/world/model --out circle.png',
+)
+def generate_image(arguments: Arguments) -> None:
+    """`lwm generate image PROMPT`."""
+    from lwm.infer.pictures import ImageConfig
+
+    _generate_frames("generate image", arguments, ImageConfig)
+
+
+@verb(
+    "generate video",
+    "Draw a video of what a text says, as MP4, GIF or WebP.",
+    'lwm generate video "a small blue square moves left" --model runs/world/model --frames 8 --out square.mp4',
+)
+def generate_video(arguments: Arguments) -> None:
+    """`lwm generate video PROMPT`."""
+    from lwm.infer.pictures import VideoConfig
+
+    _generate_frames("generate video", arguments, VideoConfig)
+
+
+def _generate_frames(name: str, arguments: Arguments, kind: type) -> None:
+    from lwm.infer.pictures import DRAWN, draw
+
+    config, sampling, machine = parse(name, arguments, kind, DRAWN, Machine())
+    model, engine = open_model(config.model, machine)
+    codec = open_codec(config.model, Devices(machine.mesh))
+    with progress("frames") as report:
+        for file in draw(config, model, engine, codec, sampling, report):
+            show(str(file))
+
+
+@verb(
     "train",
     "Train a model: a named run, with any of its fields changed.",
     "lwm train tiny --data.path my_texts/ --steps 100 --out runs/mine",

@@ -28,7 +28,6 @@ from lwm.evals.needle import NeedleTask
 from lwm.evals.needle_report import NeedleReport
 from lwm.infer.engine import Engine
 from lwm.infer.session import require_tokenizer
-from lwm.model.config import Compute
 from lwm.nano.corpus import Document, held_out_documents
 from lwm.weights.store import LoadedModel, load_model
 
@@ -110,7 +109,7 @@ def run_demo(
         tell(f"loading {name}")
         model = load_model(name, mesh or make_mesh(MeshShape(fsdp=1, sp=-1)))
         tokenizer = require_tokenizer(model)
-        engine = Engine(model.params, model.config, Compute(), model.mesh)
+        engine = Engine.of(model)
         load_seconds = time.monotonic() - began
         tell("reading the documents")
         documents = held_out_documents()

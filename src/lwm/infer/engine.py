@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Literal
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from lwm.core.errors import UserError
 from lwm.core.mesh import axis_size
+from lwm.data.vision import OPENING
 from lwm.infer.grammar import Grammar, Progress, begin, expect
 from lwm.infer.programs import DECODE_BLOCK, Rules, decode_block, forget, nothing_read, read_chunk, split
 from lwm.infer.sampling import FrameSampling, Sampling
@@ -23,6 +25,7 @@ from lwm.model import cache as caches
 from lwm.model.cache import KVCache
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.transformer import Transformer
+from lwm.weights.store import LoadedModel
 
 #: the smallest chunk a prompt is read in
 MIN_CHUNK = 16
@@ -95,6 +98,13 @@ class Engine:
     def __post_init__(self) -> None:
         if self.prefill_chunk < 1:
             raise UserError(f"prefill_chunk {self.prefill_chunk} must be positive")
+
+    @classmethod
+    def of(cls, model: LoadedModel, dtype: Literal["float32", "bfloat16"] = "float32") -> "Engine":
+        """The engine of a loaded model. If it draws, it does so where its own text opens a frame, too."""
+        draws = model.config.vocab.vision_size > 0
+        opening = tuple(model.tokenizer.encode(OPENING)) if draws and model.tokenizer is not None else ()
+        return cls(model.params, model.config, Compute(dtype=dtype), model.mesh, opening=opening)
 
     def generate(
         self,

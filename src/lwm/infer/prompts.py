@@ -38,6 +38,21 @@ def document_head(context: str) -> str:
     return f"{SYSTEM} USER: {context}"
 
 
+def draw_image(caption: str) -> str:
+    """Ask for a picture; the answer begins with `<vision>`."""
+    return f"{SYSTEM} USER: Generate an image of {caption} ASSISTANT:"
+
+
+def draw_video(caption: str) -> str:
+    """Ask for a video."""
+    return f"{SYSTEM} USER: Generate a video of {caption} ASSISTANT:"
+
+
+def about_frames(question: str) -> tuple[str, str]:
+    """A question about a picture or a video: what goes before the frames and after them (paper, figure 9)."""
+    return f"{SYSTEM} USER: {question}\n", " ASSISTANT:"
+
+
 def next_turn(conversation: str, answer: str, question: str) -> str:
     """The next question after `conversation` (the previous prompt) was answered by `answer`."""
     return f"{conversation.rstrip()} {answer} USER: {question} ASSISTANT:"

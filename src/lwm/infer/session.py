@@ -20,7 +20,6 @@ from lwm.data.tokenizer import Tokenizer
 from lwm.infer import prompts
 from lwm.infer.engine import Engine, State
 from lwm.infer.sampling import Sampling
-from lwm.model.config import Compute
 from lwm.weights.store import LoadedModel, load_model
 
 #: which part of a text that is too long is kept
@@ -225,8 +224,7 @@ def load(
         UserError: no such model, or a mesh that fits neither it nor the devices.
     """
     model = load_model(name_or_directory, make_mesh(MeshShape.parse(mesh)), dtype)
-    engine = Engine(model.params, model.config, Compute(dtype=dtype), model.mesh)
-    return Session(model, engine, sampling, max_new_tokens, remember)
+    return Session(model, Engine.of(model, dtype), sampling, max_new_tokens, remember)
 
 
 class TextStream:

@@ -1,0 +1,201 @@
+"""Pictures and videos out of words: LWM's prompts, guidance, frames as they are finished.
+
+A video that does not fit the model's context can be drawn through a window: when the context is full, its last frames
+are read again behind the prompt, at the positions where the first ones were, and drawing goes on. What happened before
+them is then forgotten.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from jaxtyping import Int32
+from tyro.conf import Positional, arg
+
+from lwm.core.errors import UserError
+from lwm.core.vocab import Vocab
+from lwm.data.media_out import require_writable, save_frames
+from lwm.data.vision import OPENING
+from lwm.infer import prompts
+from lwm.infer.engine import Engine
+from lwm.infer.sampling import FrameSampling, Sampling
+from lwm.infer.session import require_tokenizer
+from lwm.vqgan.codec import FrameCodec
+from lwm.weights.store import LoadedModel
+
+#: called with how many frames of all are finished, and how many there will be
+Progress = Callable[[int, int], None]
+#: how codes are drawn unless something else is said: as they came in training
+DRAWN = Sampling(temperature=1.0)
+#: pictures smaller than this are written larger, each pixel repeated
+LEAST_SIDE = 256
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    """What pictures and videos are asked for with."""
+
+    #: what is to be seen
+    prompt: Positional[str]
+    #: a file to write; several are numbered: cat-1.png, cat-2.png
+    out: Path
+    #: a model directory, or the name of an embedded model
+    model: str = "nano"
+    #: how many to draw at once, each another one
+    count: int = 1
+    #: another seed draws others
+    seed: int = 0
+    #: classifier-free guidance of the first frame, the second, ..., the last for all that follow: 1 takes the prompt as
+    #: it is, more draws away from what would have come unasked
+    guidance: Annotated[tuple[float, ...], arg(name="cfg")] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"count {self.count}: ask for 1 or more")
+        if not self.prompt.strip():
+            raise UserError("the prompt is empty: say what is to be seen")
+
+
+@dataclass(frozen=True)
+class ImageConfig(DrawConfig):
+    """Draw a picture of what a text says."""
+
+    num_frames = 1
+    frames_per_second = 1.0
+
+
+@dataclass(frozen=True)
+class VideoConfig(DrawConfig):
+    """Draw a video of what a text says."""
+
+    num_frames: Annotated[int, arg(name="frames")] = 8
+    frames_per_second: float = 4.0
+    #: frames that are read again when the context is full, to draw on beyond it; 0: a longer video is refused
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_frames < 1 or self.frames_per_second <= 0:
+            raise UserError(f"{self.num_frames} frames at {self.frames_per_second} a second cannot be drawn")
+
+
+def draw(
+    config: ImageConfig | VideoConfig,
+    model: LoadedModel,
+    engine: Engine,
+    codec: FrameCodec,
+    sampling: Sampling = DRAWN,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Draw `config.count` pictures or videos and write them; return their paths.
+
+    Raises:
+        UserError: a model that does not draw, a prompt or a video that is too long, a file that cannot be written.
+    """
+    require_writable(config.out, config.num_frames)
+    is_video = isinstance(config, VideoConfig)
+    asked = prompts.draw_video(config.prompt) if is_video else prompts.draw_image(config.prompt)
+    task = DrawTask(
+        [asked] * config.count, config.num_frames, sampling, config.guidance, config.seed,
+        config.window if isinstance(config, VideoConfig) else 0,
+    )  # fmt: skip
+    codes = draw_codes(task, model, engine, progress)
+    files = [config.out]
+    if config.count > 1:
+        files = [config.out.with_stem(f"{config.out.stem}-{number}") for number in range(1, config.count + 1)]
+    scale = max(1, LEAST_SIDE // codec.resolution)
+    for file, own in zip(files, codes, strict=True):
+        save_frames(file, codec.decode(own), config.frames_per_second, scale=scale)
+    return files
+
+
+@dataclass(frozen=True)
+class DrawTask:
+    """Prompts that end where the model is to begin, and how it is to draw."""
+
+    prompts: Sequence[str]
+    num_frames: int
+    sampling: Sampling
+    guidance: tuple[float, ...] = (1.0,)
+    seed: int = 0
+    window: int = 0
+
+
+def draw_codes(
+    task: DrawTask, model: LoadedModel, engine: Engine, progress: Progress | None = None
+) -> list[Int32[np.ndarray, "frames P"]]:
+    """The codes of each prompt's frames, all prompts drawn together.
+
+    Raises:
+        UserError: a model that does not draw, a prompt that is too long, more frames than fit without a window.
+    """
+    vocab, tokenizer = model.config.vocab, require_tokenizer(model)
+    if not vocab.vision_size:
+        raise UserError(f"the model in {model.directory} is one of text alone: it does not draw")
+    opening = tokenizer.encode(OPENING)
+    asked = [prompts.encode(tokenizer, prompt) + opening for prompt in task.prompts]
+    unasked = prompts.encode(tokenizer, "") + opening
+    at_once = _frames_at_once(task, max(map(len, asked)), model)
+    done: list[np.ndarray] = [np.zeros((0, vocab.tokens_per_frame), np.int32) for _ in asked]
+    while len(done[0]) < task.num_frames:
+        shown = min(task.window, len(done[0]))
+        count = min(task.num_frames - len(done[0]), at_once - shown)
+        given = [_framed(codes[len(codes) - shown :], vocab) for codes in done]
+        guidance = task.guidance[min(len(done[0]), len(task.guidance) - 1) :]
+
+        def report(new_frames: int, before: int = len(done[0])) -> None:
+            if progress is not None:
+                progress((before * len(asked)) + new_frames, task.num_frames * len(asked))
+
+        rows = [ids + frames for ids, frames in zip(asked, given, strict=True)]
+        if any(guide != 1 for guide in guidance):
+            rows = [row for pair in zip(rows, (unasked + frames for frames in given), strict=True) for row in pair]
+        new = _draw_frames(engine, rows, count, replace(task, guidance=guidance), report)
+        done = [np.concatenate([codes, more]) for codes, more in zip(done, new, strict=True)]
+    return done
+
+
+def _frames_at_once(task: DrawTask, prompt_tokens: int, model: LoadedModel) -> int:
+    """How many frames the context holds behind the longest prompt."""
+    room, per_frame = model.config.max_context - prompt_tokens, model.config.vocab.tokens_per_frame + 1
+    fits = room // per_frame
+    if fits < 1:
+        raise UserError(f"the prompt is {prompt_tokens} tokens long and leaves no room for a frame: shorten it")
+    if task.num_frames <= fits:
+        return task.num_frames
+    if not task.window:
+        raise UserError(
+            f"{task.num_frames} frames of {per_frame} tokens are more than the {fits} that the model's context of "
+            f"{model.config.max_context} holds: draw fewer, or go on through a window, which forgets what came before"
+        )
+    if not 0 < task.window < fits:
+        raise UserError(f"a window of {task.window} frames: give 1 to {fits - 1}, as the context holds {fits}")
+    return fits
+
+
+def _framed(codes: Int32[np.ndarray, "frames P"], vocab: Vocab) -> list[int]:
+    """Ids of frames that others follow."""
+    marks = np.full((len(codes), 1), vocab.end_of_frame, np.int32)
+    return np.concatenate([codes + np.int32(vocab.text_size), marks], axis=1).ravel().tolist()
+
+
+def _draw_frames(
+    engine: Engine, rows: list[list[int]], count: int, task: DrawTask, report: Callable[[int], None]
+) -> list[Int32[np.ndarray, "frames P"]]:
+    """`count` more frames of each row, or of each pair of rows where there is guidance."""
+    vocab, each = engine.config.vocab, len(rows) // len(task.prompts)
+    most = count * (vocab.tokens_per_frame + 1)
+    guidance = task.guidance if each == 2 else ()
+    drawn = [0]
+
+    def on_tokens(new: list[list[int]]) -> None:
+        drawn[0] += len(new[0])
+        report(drawn[0] // (vocab.tokens_per_frame + 1) * len(task.prompts))
+
+    state = engine.start(rows, engine.slots(max(map(len, rows))) + most)
+    frames = FrameSampling(count=count, sampling=task.sampling, guidance=guidance)
+    tokens, _ = engine.decode(state, most, task.sampling, seed=task.seed, on_tokens=on_tokens, frames=frames)
+    marked = (np.array(row, np.int32).reshape(count, -1) for row in tokens[::each])
+    return [row[:, :-1] - np.int32(vocab.text_size) for row in marked]
