@@ -1,0 +1,107 @@
+"""Records of the small world for a model to learn from: scenes as codes, told, asked about, to be drawn.
+
+    python -m lwm.nano.world_records --codec runs/nano-codec/model --out runs/world
+
+One record serves both directions, by the fields that a run reads of it: `DRAW` asks for the frames, `LOOK` for what is
+to be said about them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow
+import tyro
+from pyarrow import parquet
+
+from lwm.core.files import whole
+from lwm.core.mesh import MeshShape, make_mesh
+from lwm.data.vision import pack
+from lwm.infer import prompts
+from lwm.vqgan.codec import FrameCodec
+from lwm.weights.codec_store import load_codec
+from lwm.world.draw import draw
+from lwm.world.language import caption
+from lwm.world.questions import questions
+from lwm.world.scene import HELD_OUT_PAIRS, MAX_SPRITES, Scene, choose, random_scene
+
+TURNS = 4
+DRAW = "[draw],vision"
+LOOK = "[before+vision+after],answer_1" + "".join(f",<|eos|>,[ask_{n}],answer_{n}" for n in range(2, TURNS + 1))
+#: how a caption is asked for, of a picture and of a video
+TELL = {
+    False: ("What is in the picture?", "Describe the picture.", "What do you see?"),
+    True: ("What happens in the video?", "Describe the video.", "What do you see?"),
+}
+SCENES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Records:
+    """How many to make, and of what."""
+
+    count: int
+    num_frames: int = 1
+    max_sprites: int = MAX_SPRITES
+    seed: int = 0
+
+
+#: the files of a training
+FILES: dict[str, Records] = {
+    "pictures": Records(60_000, seed=1),
+    "clips_4": Records(30_000, num_frames=4, max_sprites=2, seed=2),
+    "clips_8": Records(30_000, num_frames=8, max_sprites=2, seed=3),
+}
+
+
+def scenes(config: Records) -> Iterator[tuple[Scene, np.random.Generator]]:
+    """Each scene, and the generator that its words are drawn from."""
+    for place in range(config.count):
+        rng = np.random.default_rng((config.seed, place))
+        yield random_scene(rng, config.num_frames, config.max_sprites, frozenset(HELD_OUT_PAIRS)), rng
+
+
+def words(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
+    """The texts of a record."""
+    moving = scene.num_frames > 1
+    told = caption(scene, rng)
+    turns = [(choose(rng, TELL[moving]), caption(scene, rng))]
+    turns += [(question.text, question.answer) for question in questions(scene, rng)[: TURNS - 1]]
+    turns = [turns[place] for place in rng.permutation(len(turns))]
+    before, after = prompts.about_frames(turns[0][0])
+    record = {
+        "draw": prompts.draw_video(told) if moving else prompts.draw_image(told),
+        "before": before,
+        "after": after,
+    }
+    record |= {f"ask_{number}": f" USER: {asked} ASSISTANT:" for number, (asked, _) in enumerate(turns, 1)}
+    return record | {f"answer_{number}": f" {answer}" for number, (_, answer) in enumerate(turns, 1)}
+
+
+def write_records(file: Path, config: Records, codec: FrameCodec) -> None:
+    """Write one Parquet file, with codes as bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    names = ["draw", "before", "after", *(f"{kind}_{n}" for n in range(1, TURNS + 1) for kind in ("ask", "answer"))]
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in names] + [("vision", pyarrow.binary())])
+    with whole(file) as scratch, parquet.ParquetWriter(scratch, schema) as writer:
+        drawn = scenes(config)
+        while some := list(islice(drawn, SCENES_AT_ONCE)):
+            codes = codec.encode(np.concatenate([draw(scene) for scene, _ in some]))
+            frames = codes.reshape(len(some), -1)
+            rows = [words(*each) | {"vision": pack(own)} for each, own in zip(some, frames, strict=True)]
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
+def main(codec: Path, out: Path) -> None:
+    """Make every file that is not there yet."""
+    loaded = load_codec(codec, make_mesh(MeshShape(), jax.devices()[:1]))
+    for name, config in FILES.items():
+        if not (out / f"{name}.parquet").exists():
+            write_records(out / f"{name}.parquet", config, loaded)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
