@@ -1,13 +1,29 @@
 """LWM's prompts, to the space."""
 
+import numpy as np
+
 from lwm.infer import prompts
 
 
 def test_chat() -> None:
     assert prompts.chat("Why?") == "You are a helpful assistant. USER: Why? ASSISTANT:"
-    assert prompts.next_turn(prompts.chat("Why?"), "So.", "How?") == (
-        "You are a helpful assistant. USER: Why? ASSISTANT: So. USER: How? ASSISTANT:"
+    assert prompts.next_turn((prompts.chat("Why?"),), "So.", "How?") == (
+        "You are a helpful assistant. USER: Why? ASSISTANT: So. USER: How? ASSISTANT:",
     )
+
+
+def test_pictures() -> None:
+    film = np.zeros((2, 4), np.int32)
+    first = prompts.about_frames("What?", [film])
+    assert first == ("You are a helpful assistant. USER: What?\n", film, " ASSISTANT:")
+    second = prompts.next_turn(first, "A dog.", "And here?", [film, film])
+    assert second == (*first[:2], " ASSISTANT: A dog. USER: And here?\n", film, film, " ASSISTANT:")
+    assert prompts.next_turn(first, "A dog.", "Why?") == (*first[:2], " ASSISTANT: A dog. USER: Why? ASSISTANT:")
+
+
+def test_drawing() -> None:
+    assert prompts.draw_image("a cat") == "You are a helpful assistant. USER: Generate an image of a cat ASSISTANT:"
+    assert prompts.draw_video("a cat") == "You are a helpful assistant. USER: Generate a video of a cat ASSISTANT:"
 
 
 def test_document() -> None:

@@ -49,7 +49,7 @@ def test_a_question_longer_than_the_room_kept_for_it(session: Session, model: Lo
 def test_a_remembered_conversation(model: LoadedModel, engine: Engine) -> None:
     session = Session(model, engine, max_new_tokens=12, remember=True)
     first, second = session.ask(QUESTIONS[0]), session.ask(QUESTIONS[1])
-    prompt = prompts.next_turn(prompts.chat(QUESTIONS[0]), first.text, QUESTIONS[1])
+    prompt = prompts.next_turn((prompts.chat(QUESTIONS[0]),), first.text, QUESTIONS[1])[0]
     assert second.text == by_itself(model, engine, prompt)
     assert second.read_tokens < second.prompt_tokens - len(prompts.chat(QUESTIONS[0])) + 2
     session.forget()
@@ -60,7 +60,7 @@ def test_a_remembered_conversation_that_fills_the_context(model: LoadedModel, en
     session = Session(model, engine, max_new_tokens=480, remember=True)
     with pytest.raises(UserError, match=r"prompt is \d+ tokens long, .* room for 544: shorten the question"):
         session.ask("Who? " * 100)
-    session._last_turn = (prompts.chat("Who? " * 60), "The rain. " * 20)
+    session._last_turn = ((prompts.chat("Who? " * 60),), "The rain. " * 20)
     with pytest.raises(UserError, match=r"conversation is \d+ tokens long, .* room for 544: start a new one"):
         session.ask("Who?")
 

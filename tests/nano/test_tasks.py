@@ -159,6 +159,22 @@ def test_some_numbers_are_made_of_three_digits():
     assert 0.5 < np.mean(few) < 0.7
 
 
+def test_confusers_are_pieces_of_statements_that_never_say_a_value(open_source, tokenizer):
+    plain, confused = (
+        open_source(TaskData((1024,), facts=1.0, quotes=0.0, max_facts=1, confusers=confusers))
+        for confusers in (0.0, 0.2)
+    )
+    magic = tokenizer.encode(" magic")[0]
+    told = [[(source[index].tokens == magic).sum() for index in range(40)] for source in (plain, confused)]
+    assert np.mean(told[1]) > np.mean(told[0]) + 3
+    for index in range(40):
+        one, other = plain[index], confused[index]
+        assert len(one.tokens) == len(other.tokens) == 1025
+        text = tokenizer.decode(other.tokens.tolist())
+        for city, number in re.findall(r"The special magic (.+?) number is: (\d{7})", text):
+            assert text.count(f"magic {city} number is: ") == text.count(f"magic {city} number is: {number}")
+
+
 def test_what_cannot_be_generated_is_refused(open_source):
     with pytest.raises(UserError, match="no room"):
         TaskData(lengths=(32,))

@@ -13,10 +13,12 @@ def test_special_tokens_have_the_ids_that_llama_gave_them(tokenizer):
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
 
 
-def test_every_digit_is_a_token(tokenizer):
+def test_every_pair_of_digits_is_a_token(tokenizer):
     ids = tokenizer.encode("1234567")
-    assert [tokenizer.decode([token]) for token in ids] == list("1234567")
+    assert [tokenizer.decode([token]) for token in ids] == ["12", "34", "56", "7"]
     assert tokenizer.encode(" 1234567") == tokenizer.encode(" ") + ids
+    assert len({*(tuple(tokenizer.encode(f"{pair:02d}")) for pair in range(100))}) == 100
+    assert all(len(tokenizer.encode(f"{pair:02d}")) == 1 for pair in range(100))
 
 
 @pytest.mark.parametrize("text", ["def f(x):\n\treturn 'naïve ☃'\r\n\n", "", " ", "\n\n  x  ", "日本語 and \x00 bytes"])

@@ -58,14 +58,17 @@ def chat(arguments: Arguments) -> None:
     from lwm.infer.sampling import Sampling
 
     config, sampling, machine = parse("chat", arguments, ChatConfig, Sampling(), Machine())
-    session, reading = open_session(config, *open_model(config.model, machine), sampling)
+    opened = open_model(config.model, machine)
+    codec = open_codec(config.model, Devices(machine.mesh)) if config.image or config.video else None
+    session, reading = open_session(config, *opened, sampling, codec)
     if reading is not None:
         part = f" of {reading.document_tokens:,}" if reading.truncated else ""
         note(f"read {reading.tokens:,}{part} tokens of {config.document} in {reading.seconds:.1f} s")
     if config.question is None:
         converse(session)
     elif config.json:
-        say(json.dumps(dataclasses.asdict(session.ask(config.question))) + "\n")
+        answer = dataclasses.asdict(session.ask(config.question))
+        say(json.dumps(answer, default=lambda codes: codes.tolist()) + "\n")
     else:
         session.ask(config.question, say)
         say("\n")

@@ -9,6 +9,7 @@ LWM has it, or (a million of them should not be text) bytes, two a code, the low
 `<vision>` and `</vision>` are ordinary text of several pieces, as in LWM.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,12 +55,15 @@ class FrameIds:
             raise UserError("fields ask for pictures, and the model is one of text alone: it has no ids for them")
 
     def ids(self, value: object, name: str, record_id: str) -> list[int]:
-        """The ids of a field's frames, with what goes before and after them.
+        """The ids of a field's frames.
 
         Raises:
             BadRecordError: not codes, a broken frame, or no frame.
         """
-        codes = self.frames(value, name, record_id)
+        return self.of(self.frames(value, name, record_id))
+
+    def of(self, codes: Int32[np.ndarray, "N P"]) -> list[int]:
+        """The ids of frames, with what goes before and after them."""
         vocab = self.vocab
         marks = np.full((len(codes), 1), vocab.end_of_frame, np.int32)
         marks[-1] = vocab.end_of_vision
@@ -76,6 +80,21 @@ class FrameIds:
         if not 0 < self.max_frames < len(frames):
             return frames
         return frames[np.linspace(0, len(frames) - 1, self.max_frames).astype(int)]
+
+
+def films_in(ids: Sequence[int], vocab: Vocab) -> list[Int32[np.ndarray, "N P"]]:
+    """The codes of each picture or video among ids; one that breaks off keeps its whole frames, if it has any."""
+    films: list[np.ndarray] = []
+    codes: list[int] = []
+    for token in [*ids, vocab.end_of_vision]:
+        if vocab.text_size <= token < vocab.end_of_frame:
+            codes.append(token - vocab.text_size)
+        elif token != vocab.end_of_frame:  # the film is over, or there was none
+            whole = len(codes) // max(1, vocab.tokens_per_frame)
+            if whole:
+                films.append(np.array(codes[: whole * vocab.tokens_per_frame], np.int32).reshape(whole, -1))
+            codes = []
+    return films
 
 
 def frames_in(

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from lwm.core.errors import UserError
+from lwm.data.media import Choice, read_frames
 from lwm.infer import prompts
 from lwm.infer.engine import Engine, Timings
 from lwm.infer.sampling import Sampling
@@ -20,6 +21,7 @@ from lwm.infer.session import (
     require_tokenizer,
     too_long,
 )
+from lwm.vqgan.codec import FrameCodec
 from lwm.weights.store import LoadedModel
 
 
@@ -91,13 +93,22 @@ class ChatConfig:
     model: str = "nano"
     #: a text file to ask about
     document: Path | None = None
+    #: a picture to ask about; may be given several times
+    image: UseAppendAction[tuple[Path, ...]] = ()
+    #: a video to ask about; may be given several times
+    video: UseAppendAction[tuple[Path, ...]] = ()
+    #: frames of each video, evenly over its time
+    num_frames: int | None = None
+    #: frames a second of each video; neither: one
+    frames_per_second: float | None = None
     #: the most tokens of an answer
     max_new_tokens: int = 128
     #: another seed draws other answers
     seed: int = 0
     #: keep the head or the tail of a document that is longer than the model's context
     truncate: Truncate | None = None
-    #: let each question follow the ones before it; otherwise each stands by itself, after the document
+    #: let each question follow the ones before it; otherwise each stands by itself, after the document. Questions
+    #: about pictures and videos always do
     remember: bool = False
     #: print the answer to the question as one JSON object
     json: bool = False
@@ -108,14 +119,26 @@ def open_session(
     model: LoadedModel,
     engine: Engine,
     sampling: Sampling = Sampling(),  # noqa: B008
+    codec: FrameCodec | None = None,
 ) -> tuple[Session, Reading | None]:
-    """A session that has read `config.document`, if there is one.
+    """A session that has read `config.document` or looked at `config.image` and `config.video`, if there are any.
 
     Raises:
-        UserError: a document that cannot be read, is empty, or is too long and not to be truncated; a model without
-            tokenizer.
+        UserError: media that cannot be read, or a model without codec to see them; a document that cannot be
+            read, is empty, or is too long and not to be truncated; a model without tokenizer.
     """
-    session = Session(model, engine, sampling, config.max_new_tokens, config.remember, config.seed)
+    media = [*config.image, *config.video]
+    if media and config.document is not None:
+        raise UserError("ask about a document or about pictures and videos, not about both at once")
+    remember = config.remember or bool(media)
+    session = Session(model, engine, sampling, config.max_new_tokens, remember, config.seed)
+    if media and codec is None:
+        raise UserError(f"the model in {model.directory} has no codec: it cannot see {media[0]}")
+    if codec is not None:
+        for path, choice in [(path, Choice(num_frames=1)) for path in config.image] + [
+            (path, _choice(config)) for path in config.video
+        ]:
+            session.look(codec.encode(read_frames(path, codec.resolution, choice).pixels))
     if config.json and config.question is None:
         raise UserError("--json prints the answer to one question: give a question")
     if config.document is None:
@@ -127,3 +150,9 @@ def open_session(
     except UnicodeDecodeError as error:
         raise UserError(f"the document {config.document} is not UTF-8 text (byte {error.start})") from None
     return session, session.read(document, config.truncate)
+
+
+def _choice(config: ChatConfig) -> Choice:
+    if config.num_frames is None and config.frames_per_second is None:
+        return Choice(frames_per_second=1.0)
+    return Choice(config.num_frames, config.frames_per_second)

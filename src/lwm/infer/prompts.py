@@ -5,7 +5,14 @@ Each function returns the text up to where the model's answer begins. Every spac
 
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Int32
+
 from lwm.data.tokenizer import Tokenizer
+
+#: texts, and the codes of frames between them
+FrameCodes = Int32[np.ndarray, "_ P"]
+Prompt = tuple[str | FrameCodes, ...]
 
 SYSTEM = "You are a helpful assistant."
 SHORT_ANSWER = (
@@ -48,14 +55,19 @@ def draw_video(caption: str) -> str:
     return f"{SYSTEM} USER: Generate a video of {caption} ASSISTANT:"
 
 
-def about_frames(question: str) -> tuple[str, str]:
-    """A question about a picture or a video: what goes before the frames and after them (paper, figure 9)."""
-    return f"{SYSTEM} USER: {question}\n", " ASSISTANT:"
+def about_frames(question: str, media: Sequence[FrameCodes]) -> Prompt:
+    """A question about pictures and videos, which stand between it and the answer."""
+    return _asked(f"{SYSTEM} USER: {question}", media)
 
 
-def next_turn(conversation: str, answer: str, question: str) -> str:
+def next_turn(conversation: Prompt, answer: str, question: str, media: Sequence[FrameCodes] = ()) -> Prompt:
     """The next question after `conversation` (the previous prompt) was answered by `answer`."""
-    return f"{conversation.rstrip()} {answer} USER: {question} ASSISTANT:"
+    *before, last = conversation
+    return *before, *_asked(f"{str(last).rstrip()} {answer} USER: {question}", media)
+
+
+def _asked(text: str, media: Sequence[FrameCodes]) -> Prompt:
+    return (f"{text}\n", *media, " ASSISTANT:") if media else (f"{text} ASSISTANT:",)
 
 
 def needle(city: str, number: str | int) -> str:

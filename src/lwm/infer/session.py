@@ -17,8 +17,10 @@ import numpy as np
 from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.data.tokenizer import Tokenizer
+from lwm.data.vision import FrameIds, films_in
 from lwm.infer import prompts
 from lwm.infer.engine import Engine, State
+from lwm.infer.prompts import FrameCodes, Prompt
 from lwm.infer.sampling import Sampling
 from lwm.weights.store import LoadedModel, load_model
 
@@ -47,6 +49,8 @@ class Answer:
     answer_seconds: float
     #: False: the answer was cut at the most tokens allowed
     finished: bool
+    #: codes of the pictures and videos that were drawn in it
+    films: list[FrameCodes] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,10 @@ class Session:
         #: tokens of the longest prompt
         self._room = prompt_room(self.model, self.max_new_tokens)
         self._document: str | None = None
+        #: pictures and videos that the next question is about
+        self._media: list[FrameCodes] = []
         #: with `remember`, the last prompt and its answer
-        self._last_turn: tuple[str, str] | None = None
+        self._last_turn: tuple[Prompt, str] | None = None
         #: what `_kept` has read; the buffers are in `_newest`, which came from it
         self._kept_ids: list[int] = []
         self._kept: State | None = None
@@ -120,6 +126,15 @@ class Session:
         self._keep(ids)
         return Reading(min(document_tokens, room), document_tokens, time.perf_counter() - began)
 
+    def look(self, frames: FrameCodes) -> None:
+        """Take in a picture or a video, which the next question is about.
+
+        Raises:
+            UserError: the model has no eyes.
+        """
+        FrameIds(self.model.config.vocab, self.tokenizer)
+        self._media.append(frames)
+
     def ask(self, question: str, on_text: OnText | None = None) -> Answer:
         """Answer a question. `on_text` receives pieces of the answer as they are generated.
 
@@ -129,7 +144,7 @@ class Session:
         if not question.strip():
             raise UserError("the question is empty")
         prompt = self._prompt(question)
-        ids = prompts.encode(self.tokenizer, prompt)
+        ids = self._ids(prompt)
         if len(ids) > self._room:
             if self._last_turn is not None:
                 raise too_long("the conversation", len(ids), self._room, "start a new one, or ask without --remember")
@@ -141,6 +156,7 @@ class Session:
         except BaseException:
             self._kept = self._newest = None  # their buffers may be spent: what was kept is read again when needed
             raise
+        self._media = []
         if self.remember:
             self._last_turn = (prompt, answer.text)
             self._kept, self._kept_ids = self._newest, ids + tokens
@@ -159,17 +175,28 @@ class Session:
     def forget(self) -> None:
         """Drop the document and the conversation."""
         self._document = self._last_turn = self._kept = self._newest = None
-        self._kept_ids = []
+        self._kept_ids, self._media = [], []
 
-    def _prompt(self, question: str) -> str:
+    def _prompt(self, question: str) -> Prompt:
         if self._last_turn is not None:
-            return prompts.next_turn(*self._last_turn, question)
+            return prompts.next_turn(*self._last_turn, question, self._media)
+        if self._media:
+            return prompts.about_frames(question, self._media)
         if self._document is not None:
-            return prompts.document(self._document, question)
-        return prompts.chat(question)
+            return (prompts.document(self._document, question),)
+        return (prompts.chat(question),)
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        ids = prompts.encode(self.tokenizer, "")
+        for part in prompt:
+            if isinstance(part, str):
+                ids += self.tokenizer.encode(part)
+            else:
+                ids += FrameIds(self.model.config.vocab, self.tokenizer).of(part)
+        return ids
 
     def _complete(self, ids: list[int], shared: int, on_text: OnText | None) -> tuple[Answer, list[int]]:
-        began = time.perf_counter()
+        vocab, began = self.model.config.vocab, time.perf_counter()
         state = self._rewound(self.engine.slots(len(ids) - shared) + self.max_new_tokens)
         state = self.engine.forget(state, [shared])
         state = self.engine.extend(state, [ids[shared:]])
@@ -182,7 +209,8 @@ class Session:
         if stream is not None:
             stream.end()
         answer = Answer(
-            text=self.tokenizer.decode(tokens).strip(),
+            text=self.tokenizer.decode([token for token in tokens if token < vocab.text_size]).strip(),
+            films=films_in(tokens, vocab),
             prompt_tokens=len(ids),
             read_tokens=len(ids) - shared,
             answer_tokens=len(tokens),

@@ -73,6 +73,9 @@ class TaskData:
     line_questions: float = 0.0
     #: of the questions, the part followed by one of LWM's requests ("Don't give information ...")
     requests: float = 0.0
+    #: pieces of the statements, up to three tokens each, that lie about in the document and go on otherwise: one for so
+    #: many tokens at the most, as if the document were that much longer; 0: none
+    confusers: float = 0.0
     max_facts: int = 3
     max_questions: int = 4
     #: positions skip ahead here and there and reach up to this, as if text had been left out; 0: they do not
@@ -142,7 +145,7 @@ class TaskSource:
         self._bos, self._eos, self._encode = tokenizer.bos_id, tokenizer.eos_id, tokenizer.encode
         self._space = tokenizer.encode(" ")
         self._num_ids = tokenizer.size
-        self._digits = np.array([tokenizer.encode(digit)[-1] for digit in "0123456789"], np.int32)
+        self._pairs = np.array([tokenizer.encode(f"{pair:02d}")[-1] for pair in range(100)], np.int32)
         self._ends_line = np.array(["\n" in tokenizer.decode([id]) for id in range(tokenizer.size)])
         self._length_shares = _normalized(config.length_shares)
         self._builders = {"facts": self._facts, "quotes": self._quotes, "text": self._text}
@@ -198,8 +201,8 @@ class TaskSource:
     def _random_tokens(self, count: int, rng: np.random.Generator) -> np.ndarray:
         if rng.random() >= self._config.few_symbols:
             return rng.integers(3, self._num_ids, count, dtype=np.int32)
-        symbols = self._digits if rng.random() < 0.5 else rng.integers(3, self._num_ids, 10, dtype=np.int32)
-        return rng.choice(symbols, count)
+        symbols = self._pairs if rng.random() < 0.5 else np.arange(3, self._num_ids, dtype=np.int32)
+        return rng.choice(rng.choice(symbols, 10), count)
 
     def _facts(self, length: int, rng: np.random.Generator) -> Record:
         record = self._begin(rng)
@@ -209,10 +212,24 @@ class TaskSource:
         facts = self._world.facts(int(rng.integers(1, most + 1)), self._config.other_facts, rng)
         statements = [self._encode(fact.statement) for fact in facts]
         document = self._slice(length - record.length - sum(map(len, statements)), rng)
+        if self._config.confusers:
+            document = self._confuse(document, facts, rng)
         turns = self._turns(facts, document, rng)
         self._plant(record, document[turns.length :], statements, rng)
         record.extend(turns)
         return record
+
+    def _confuse(self, document: np.ndarray, facts: list[Fact], rng: np.random.Generator) -> np.ndarray:
+        """The document with pieces of what comes before a value in it: where they lead, the text goes on."""
+        leads = [self._encode(fact.statement.split(fact.value)[0]) for fact in facts]
+        document = document.copy()
+        for _ in range(int(rng.uniform(0, self._config.confusers) * len(document))):
+            lead = leads[rng.integers(len(leads))]
+            start = int(rng.integers(len(lead)))
+            piece = lead[start : start + int(rng.integers(1, 4))]
+            place = int(rng.integers(len(document) - len(piece)))
+            document[place : place + len(piece)] = piece
+        return document
 
     def _plant(
         self, record: Record, document: np.ndarray, statements: list[list[int]], rng: np.random.Generator
@@ -261,7 +278,7 @@ class TaskSource:
         if len(magic) > 1 and rng.random() < SEVERAL_SHARE:
             asked = [magic[which] for which in rng.permutation(len(magic))[: rng.integers(2, 4)]]
         reply = self._encode(" " + answer(asked))
-        # LWM's prompt ends in a space. Before a digit that is a token of its own anyway; before a word it is one more.
+        # LWM's prompt ends in a space. Before a number that is a token of its own anyway; before a word it is one more.
         spaced = reply[:1] != self._space and rng.random() < 0.5
         return self._turn(self._encode(" " + question(asked, rng)), self._space if spaced else [], reply, ANSWER, rng)
 

@@ -71,7 +71,7 @@ def words(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
     turns = [(choose(rng, TELL[moving]), caption(scene, rng))]
     turns += [(question.text, question.answer) for question in questions(scene, rng)[: TURNS - 1]]
     turns = [turns[place] for place in rng.permutation(len(turns))]
-    before, after = prompts.about_frames(turns[0][0])
+    before, _, after = map(str, prompts.about_frames(turns[0][0], [np.zeros((0, 0), np.int32)]))
     record = {
         "draw": prompts.draw_video(told) if moving else prompts.draw_image(told),
         "before": before,
