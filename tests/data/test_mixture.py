@@ -50,7 +50,7 @@ def test_shares_hold_and_nothing_is_left_out(byte_tokenizer):
     assert {seen[f"0/{index}"] for index in range(1680)} == {1}
     assert {seen[f"1/{index}"] for index in range(100)} == {2, 3}
     assert {seen[f"2/{index}"] for index in range(4)} == {25}
-    assert mixture.name == "part 0 + part 1 + part 2"
+    assert mixture.name == "part 0 (1680) + part 1 (100) + part 2 (4)"
 
 
 def test_the_loader_reads_a_mixture_and_resumes(byte_tokenizer):
@@ -73,8 +73,8 @@ def test_the_loader_reads_a_mixture_and_resumes(byte_tokenizer):
     [
         ((), (), "0 parts"),
         ((Numbered(0, 1),), (1.0, 2.0), "1 parts has 2 shares"),
-        ((Numbered(0, 1), Numbered(1.0, 1.0)), (1.0, 0.0), "must be positive"),
-        ((Numbered(0, 1), Numbered(1.0, 1.0)), (1.0, 1e-6), "less than one record in 1000"),
+        ((Numbered(0, 1), Numbered(1, 1)), (1.0, 0.0), "must be positive"),
+        ((Numbered(0, 1), Numbered(1, 1)), (1.0, 1e-6), "less than one record in 1000"),
     ],
 )
 def test_impossible_mixtures_are_refused(parts, shares, message, byte_tokenizer):

@@ -87,7 +87,7 @@ def test_an_interrupted_answer_spoils_nothing(session: Session) -> None:
 def test_pieces_of_text_make_the_text(model: LoadedModel) -> None:
     text = "na\u00efve \u2615!"
     ids, pieces = model.tokenizer.encode(text), []
-    stream = TextStream(model.tokenizer, pieces.append)
+    stream = TextStream(model.tokenizer, model.config.vocab.text_size, pieces.append)
     for token in ids[:-3]:
         stream([[token]])
     assert "\ufffd" not in "".join(pieces)

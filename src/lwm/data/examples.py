@@ -9,7 +9,8 @@ A record becomes an example by its `fields`, a small grammar kept from LWM:
 
 A comma separates what is tokenized apart, with nothing between, hence the space in the answer; brackets mean: read,
 not learned; `+` joins fields of the record into one text with a separator; `<|bos|>` and `<|eos|>` stand for those
-tokens. Fields whose names contain `vision` hold frames of codes (`data.vision`); between them and a text goes nothing.
+tokens. Fields with the word `vision` in their names hold frames of codes (`data.vision`); nothing goes between them and
+a text.
 """
 
 import contextlib

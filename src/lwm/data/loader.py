@@ -94,7 +94,7 @@ class BatchSequence:
         return {"identity": self.identity, "sequences": sequences}
 
     def set_state(self, state: dict) -> None:
-        _require_same(state["identity"], self.identity)
+        require_same(state["identity"], self.identity)
         missing = [number for number in self._sequences if str(number) not in state["sequences"]]
         if missing:
             raise UserError(
@@ -199,12 +199,17 @@ def merge_states(states: Sequence[dict]) -> dict:
         UserError: they are states of different runs.
     """
     for state in states[1:]:
-        _require_same(state["identity"], states[0]["identity"])
+        require_same(state["identity"], states[0]["identity"])
     sequences = {number: sequence for state in states for number, sequence in state["sequences"].items()}
     return {"identity": states[0]["identity"], "sequences": sequences}
 
 
-def _require_same(saved: dict, current: dict) -> None:
+def require_same(saved: dict, current: dict) -> None:
+    """Refuse to go on in other data, or with other settings, than a checkpoint's.
+
+    Raises:
+        UserError: names what differs.
+    """
     differing = [
         f"{key} was {saved.get(key)!r}, is now {current[key]!r}" for key in current if saved.get(key) != current[key]
     ]

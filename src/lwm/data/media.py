@@ -101,6 +101,17 @@ def read_frames(path: Path | str, size: int, choice: Choice = Choice()) -> Frame
         return _read_picture(picture, path, size, choice)
 
 
+def media_files(directory: Path) -> list[Path]:
+    """The files below a directory by name, but hidden ones and texts, which are captions."""
+    found = ((path, path.relative_to(directory)) for path in directory.rglob("*"))
+    return sorted(path for path, name in found if path.is_file() and is_media(name))
+
+
+def is_media(name: Path) -> bool:
+    """Whether a file of that name may be a picture or a video: it is neither hidden nor a caption."""
+    return name.suffix != ".txt" and not any(part.startswith(".") for part in name.parts)
+
+
 def square(picture: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Upright, on white, the shorter side scaled to `size`, the middle kept."""
     picture = _on_white(ImageOps.exif_transpose(picture))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from lwm.core.errors import UserError
-from lwm.data.media import Choice, read_frames
+from lwm.data.media import Choice, media_files, read_frames
 
 #: of a video's frames, the last part kept apart; of the pictures of a directory, every so manieth
 HELD_OUT_SHARE, HELD_OUT_EVERY = 0.1, 10
@@ -34,7 +34,7 @@ class MediaFrames:
             UserError: nothing there, or a file that cannot be read.
         """
         path = Path(self.path)
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        files = media_files(path) if path.is_dir() else [path]
         if not self.path or not files:
             raise UserError(f"no pictures or videos at {self.path!r}: name a file or a directory with --data.path")
         if not 0 <= self.margin < 1:

@@ -47,7 +47,8 @@ class Mixture:
     """Examples of several sources, interleaved; it ends when every part was read once, and shorter ones then repeat."""
 
     def __init__(self, sources: list[ExampleSource], shares: tuple[float, ...]) -> None:
-        self.name = " + ".join(getattr(source, "name", type(source).__name__) for source in sources)
+        named = [getattr(source, "name", type(source).__name__) for source in sources]
+        self.name = " + ".join(f"{name} ({len(source)})" for name, source in zip(named, sources, strict=True))
         self._sources = sources
         self._pattern = _interleaved(np.array(shares) / sum(shares))
         ranks = [np.flatnonzero(self._pattern == part) for part in range(len(sources))]

@@ -1,7 +1,7 @@
 """Frames of codes in a record, and the ids they become.
 
-A field whose name contains `vision` holds the codes of one or more frames, one after another: a list of numbers, as
-LWM has it, or (a million of them should not be text) bytes, two a code, the lower first.
+A field with the word `vision` in its name holds the codes of one or more frames, one after another: a list of numbers,
+as LWM has it, or (a million of them should not be text) bytes, two a code, the lower first.
 
     codes       [5 9 2 4  7 1 1 3]                          two frames of four codes
     ids         <vision> 5 9 2 4 EOF 7 1 1 3 EOV </vision>  codes behind the text's ids, the marks behind the codes
@@ -9,6 +9,7 @@ LWM has it, or (a million of them should not be text) bytes, two a code, the low
 `<vision>` and `</vision>` are ordinary text of several pieces, as in LWM.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,13 +22,14 @@ from lwm.data.records import BadRecordError
 from lwm.data.tokenizer import Tokenizer
 
 OPENING, CLOSING = "<vision>", "</vision>"
-#: bytes of a code
+#: bytes of a code, and how many codes they tell apart
 CODE_BYTES = 2
+MOST_CODES = 1 << 8 * CODE_BYTES
 
 
 def is_vision(name: str) -> bool:
-    """Whether a field of that name holds codes."""
-    return "vision" in name
+    """Whether a field of that name holds codes: one of its words is `vision`."""
+    return "vision" in re.split(r"[^a-zA-Z]+", name.lower())
 
 
 def pack(codes: np.ndarray) -> bytes:
@@ -36,7 +38,7 @@ def pack(codes: np.ndarray) -> bytes:
     Raises:
         ValueError: a code needs more than two.
     """
-    if codes.size and codes.max() >= 1 << 8 * CODE_BYTES:
+    if codes.size and codes.max() >= MOST_CODES:
         raise ValueError(f"code {codes.max()} does not fit {CODE_BYTES} bytes")
     return codes.astype("<u2").tobytes()
 
@@ -69,6 +71,23 @@ class FrameIds:
         marks[-1] = vocab.end_of_vision
         framed = np.concatenate([codes + np.int32(vocab.text_size), marks], axis=1)
         return [*self.tokenizer.encode(OPENING), *framed.ravel().tolist(), *self.tokenizer.encode(CLOSING)]
+
+    def require(self, codes: Int32[np.ndarray, "N P"]) -> None:
+        """Refuse frames that are not of the vocabulary.
+
+        Raises:
+            UserError: another number of codes a frame, or other codes.
+        """
+        vocab = self.vocab
+        if (
+            not codes.size
+            or codes.shape[1] != vocab.tokens_per_frame
+            or not 0 <= codes.min() <= codes.max() < vocab.num_codes
+        ):
+            raise UserError(
+                f"frames of shape {codes.shape} are not the model's: it reads {vocab.tokens_per_frame} codes a frame, "
+                f"from 0 to {vocab.num_codes - 1}"
+            )
 
     def frames(self, value: object, name: str, record_id: str) -> Int32[np.ndarray, "N P"]:
         """The codes of each frame that is kept.

@@ -33,7 +33,7 @@ class CodecScore:
 
 def held_out_scenes(count: int, seed: int = SEED) -> list[Scene]:
     """Single pictures of one to three sprites."""
-    return [random_scene(np.random.default_rng((seed, place)), 1, MAX_SPRITES) for place in range(count)]
+    return [random_scene(np.random.default_rng((seed, place, 1)), 1, MAX_SPRITES) for place in range(count)]
 
 
 def score_codec(codec: FrameCodec, scenes: list[Scene]) -> tuple[CodecScore, UInt8[np.ndarray, "N side side 3"]]:

@@ -10,6 +10,7 @@ from lwm.core.errors import UserError
 from lwm.data.media import Choice, read_frames
 from lwm.infer import prompts
 from lwm.infer.engine import Engine, Timings
+from lwm.infer.pictures import require_codec
 from lwm.infer.sampling import Sampling
 from lwm.infer.session import (
     TRUNCATE,
@@ -19,6 +20,7 @@ from lwm.infer.session import (
     Truncate,
     prompt_room,
     require_tokenizer,
+    text_ids,
     too_long,
 )
 from lwm.vqgan.codec import FrameCodec
@@ -73,14 +75,15 @@ def generate_text(
         num_bos = 0 if tokenizer.bos_id is None else 1
         kept = ids[num_bos:room] if config.truncate == "head" else ids[len(ids) - room + num_bos :]
         ids = ids[:num_bos] + kept
-    stream = None if on_text is None else TextStream(tokenizer, on_text)
+    stream = None if on_text is None else TextStream(tokenizer, model.config.vocab.text_size, on_text)
     state = engine.start([ids], engine.slots(len(ids)) + config.max_new_tokens)
     (tokens,), state = engine.decode(
         state, config.max_new_tokens, sampling, prompts.stop_ids(tokenizer), config.seed, stream
     )
     if stream is not None:
         stream.end()
-    return Generation(tokenizer.decode(tokens), len(ids), len(tokens), state.timings)
+    text = tokenizer.decode(text_ids(tokens, model.config.vocab.text_size))
+    return Generation(text, len(ids), len(tokens), state.timings)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def open_session(
     if media and codec is None:
         raise UserError(f"the model in {model.directory} has no codec: it cannot see {media[0]}")
     if codec is not None:
+        require_codec(model.config.vocab, codec)
         for path, choice in [(path, Choice(num_frames=1)) for path in config.image] + [
             (path, _choice(config)) for path in config.video
         ]:

@@ -5,16 +5,19 @@ are read again behind the prompt, at the positions where the first ones were, an
 them is then forgotten.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import numpy as np
 from jaxtyping import Int32
 from tyro.conf import Positional, arg
 
 from lwm.core.errors import UserError
+from lwm.core.mesh import axis_size
 from lwm.core.vocab import Vocab
 from lwm.data.media_out import require_writable, save_frames
 from lwm.data.vision import OPENING
@@ -29,6 +32,8 @@ from lwm.weights.store import LoadedModel
 Progress = Callable[[int, int], None]
 #: how codes are drawn unless something else is said: as they came in training
 DRAWN = Sampling(temperature=1.0)
+#: what each frame before a window adds to its seed, so that no two windows draw alike
+WINDOW_SEED = 7_919
 #: pictures smaller than this are written larger, each pixel repeated
 LEAST_SIDE = 256
 
@@ -77,7 +82,7 @@ class VideoConfig(DrawConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_frames < 1 or self.frames_per_second <= 0:
+        if self.num_frames < 1 or not 0 < self.frames_per_second < math.inf:
             raise UserError(f"{self.num_frames} frames at {self.frames_per_second} a second cannot be drawn")
 
 
@@ -95,6 +100,7 @@ def draw(
         UserError: a model that does not draw, a prompt or a video that is too long, a file that cannot be written.
     """
     require_writable(config.out, config.num_frames)
+    require_codec(model.config.vocab, codec)
     is_video = isinstance(config, VideoConfig)
     asked = prompts.draw_video(config.prompt) if is_video else prompts.draw_image(config.prompt)
     task = DrawTask(
@@ -109,6 +115,20 @@ def draw(
     for file, own in zip(files, codes, strict=True):
         save_frames(file, codec.decode(own), config.frames_per_second, scale=scale)
     return files
+
+
+def require_codec(vocab: Vocab, codec: FrameCodec) -> None:
+    """Refuse a codec whose codes are not the model's.
+
+    Raises:
+        UserError: says how they differ.
+    """
+    ours, theirs = (vocab.tokens_per_frame, vocab.num_codes), (codec.tokens_per_frame, codec.num_codes)
+    if vocab.vision_size and ours != theirs:
+        raise UserError(
+            f"the codec is not the model's: it has {theirs[0]} codes a frame out of {theirs[1]}, the model {ours[0]} "
+            f"out of {ours[1]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -151,8 +171,10 @@ def draw_codes(
 
         rows = [ids + frames for ids, frames in zip(asked, given, strict=True)]
         if any(guide != 1 for guide in guidance):
+            _require_pairs(engine)
             rows = [row for pair in zip(rows, (unasked + frames for frames in given), strict=True) for row in pair]
-        new = _draw_frames(engine, rows, count, replace(task, guidance=guidance), report)
+        window = replace(task, guidance=guidance, seed=task.seed + WINDOW_SEED * len(done[0]))
+        new = _draw_frames(engine, rows, count, window, report)
         done = [np.concatenate([codes, more]) for codes, more in zip(done, new, strict=True)]
     return done
 
@@ -173,6 +195,15 @@ def _frames_at_once(task: DrawTask, prompt_tokens: int, model: LoadedModel) -> i
     if not 0 < task.window < fits:
         raise UserError(f"a window of {task.window} frames: give 1 to {fits - 1}, as the context holds {fits}")
     return fits
+
+
+def _require_pairs(engine: Engine) -> None:
+    with jax.set_mesh(engine.mesh):
+        ways = axis_size("batch")
+    if ways > 1 and ways % 2:
+        raise UserError(
+            f"guidance draws in pairs, and dp x fsdp = {ways} does not split into them: choose an even mesh"
+        )
 
 
 def _framed(codes: Int32[np.ndarray, "frames P"], vocab: Vocab) -> list[int]:

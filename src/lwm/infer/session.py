@@ -130,9 +130,11 @@ class Session:
         """Take in a picture or a video, which the next question is about.
 
         Raises:
-            UserError: the model has no eyes.
+            UserError: the model has no eyes, these are not its codes, or a document is being asked about.
         """
-        FrameIds(self.model.config.vocab, self.tokenizer)
+        if self._document is not None:
+            raise UserError("ask about a document or about pictures and videos, not about both at once: forget first")
+        FrameIds(self.model.config.vocab, self.tokenizer).require(frames)
         self._media.append(frames)
 
     def ask(self, question: str, on_text: OnText | None = None) -> Answer:
@@ -201,7 +203,7 @@ class Session:
         state = self.engine.forget(state, [shared])
         state = self.engine.extend(state, [ids[shared:]])
         read_seconds = time.perf_counter() - began
-        stream = None if on_text is None else TextStream(self.tokenizer, on_text)
+        stream = None if on_text is None else TextStream(self.tokenizer, vocab.text_size, on_text)
         began = time.perf_counter()
         (tokens,), self._newest = self.engine.decode(
             state, self.max_new_tokens, self.sampling, prompts.stop_ids(self.tokenizer), self.seed, stream
@@ -209,7 +211,7 @@ class Session:
         if stream is not None:
             stream.end()
         answer = Answer(
-            text=self.tokenizer.decode([token for token in tokens if token < vocab.text_size]).strip(),
+            text=self.tokenizer.decode(text_ids(tokens, vocab.text_size)).strip(),
             films=films_in(tokens, vocab),
             prompt_tokens=len(ids),
             read_tokens=len(ids) - shared,
@@ -258,14 +260,15 @@ def load(
 class TextStream:
     """Turns ids that arrive in blocks into pieces of text; half a character waits for its other half."""
 
-    def __init__(self, tokenizer: Tokenizer, on_text: OnText) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
+    def __init__(self, tokenizer: Tokenizer, text_size: int, on_text: OnText) -> None:
+        """Ids from `text_size` on are frames, and not passed on."""
+        self._tokenizer, self._text_size, self._on_text = tokenizer, text_size, on_text
         self._ids: list[int] = []
         self._sent = ""
 
     def __call__(self, new: list[list[int]]) -> None:
         """Take the new ids of the only row."""
-        self._ids += new[0]
+        self._ids += text_ids(new[0], self._text_size)
         self._send(self._tokenizer.decode(self._ids).rstrip("\ufffd"))
 
     def end(self) -> None:
@@ -276,6 +279,11 @@ class TextStream:
         if text.startswith(self._sent) and len(text) > len(self._sent):
             self._on_text(text[len(self._sent) :])
             self._sent = text
+
+
+def text_ids(ids: Sequence[int], text_size: int) -> list[int]:
+    """Those of text, without any frames among them."""
+    return [token for token in ids if token < text_size]
 
 
 def require_tokenizer(model: LoadedModel) -> Tokenizer:

@@ -1,7 +1,9 @@
 """`lwm detokenize`: records of codes back to pictures and videos."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -11,8 +13,7 @@ from lwm.data.media_out import save_frames
 from lwm.data.records import BadRecordError
 from lwm.data.sources import open_records
 from lwm.data.vision import frames_in
-from lwm.prepare.journal import TIMES
-from lwm.prepare.writers import VISION
+from lwm.prepare.items import TIMES, VISION
 from lwm.vqgan.codec import FrameCodec
 
 Progress = Callable[[int, int, str], None]
@@ -40,6 +41,8 @@ def detokenize(config: DetokenizeConfig, codec: FrameCodec, progress: Progress |
     Raises:
         UserError: records that cannot be read, hold no such codes, or a place that cannot be written.
     """
+    if not 0 < config.frames_per_second < math.inf:
+        raise UserError(f"{config.frames_per_second} frames a second: ask for a positive rate")
     source = open_records(config.records, "auto")
     written: list[Path] = []
     for index in range(len(source)):
@@ -50,9 +53,18 @@ def detokenize(config: DetokenizeConfig, codec: FrameCodec, progress: Progress |
         except BadRecordError as bad:
             raise UserError(f"{bad.record_id}: {bad.reason}") from None
         times = record.values.get(TIMES)
-        times = times if isinstance(times, list) and len(times) == len(codes) else None
+        times = times if _are_times(times, len(codes)) else None
         name = f"{index + 1:06}.{'png' if len(codes) == 1 else 'mp4'}"
         written.append(save_frames(config.out / name, codec.decode(codes), config.frames_per_second, times))
         if progress is not None:
             progress(index + 1, len(source), name)
     return written
+
+
+def _are_times(times: object, count: int) -> bool:
+    """Whether a record says when each frame is shown."""
+    if not isinstance(times, list) or len(times) != count:
+        return False
+    if not all(isinstance(time, int | float) and math.isfinite(time) for time in times):
+        return False
+    return all(before <= after for before, after in pairwise(times))

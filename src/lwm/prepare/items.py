@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lwm.core.errors import UserError
+from lwm.data.media import is_media, media_files
 from lwm.data.records import BadRecordError
 from lwm.data.sources import open_records
 
 MEDIA, CAPTION = "media", "caption"
+VISION, TIMES = "vision", "times"
+#: fields that are made here, in place of any that were there
+MADE = (VISION, TIMES)
 
 
 @dataclass(frozen=True)
@@ -34,23 +38,17 @@ def list_items(media: tuple[str, ...]) -> list[Item]:
         if path.suffix == ".jsonl" and path.is_file():
             items += _from_records(path)
         elif path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_beside(file))
-            items += [_item(file, str(file.relative_to(path))) for file in files]
+            items += [_item(file, str(file.relative_to(path))) for file in media_files(path)]
         elif path.is_file():
             items.append(_item(path, path.name))
         else:
             found = sorted(Path(file) for file in glob.glob(name, recursive=True))
-            items += [_item(file, str(file)) for file in found if file.is_file()]
+            items += [_item(file, str(file)) for file in found if file.is_file() and is_media(Path(file.name))]
             if not found:
                 raise UserError(f"no picture or video at {name}")
     if not items:
         raise UserError(f"no pictures or videos in {', '.join(media)}")
     return items
-
-
-def _is_beside(file: Path) -> bool:
-    """Whether it is hidden, or a caption of another file."""
-    return file.name.startswith(".") or file.suffix == ".txt"
 
 
 def _item(path: Path, name: str) -> Item:
@@ -73,4 +71,8 @@ def _from_records(file: Path) -> Iterator[Item]:
         values = dict(record.values)
         if not isinstance(name := values.pop(MEDIA, None), str):
             raise UserError(f"{record.record_id} names no file: give it a field {MEDIA!r}")
+        values = {key: value for key, value in values.items() if key not in MADE}
+        if not all(isinstance(value, str) for value in values.values()):
+            wrong = next(key for key, value in values.items() if not isinstance(value, str))
+            raise UserError(f"{record.record_id}: field {wrong!r} is not text, and only text is kept beside the codes")
         yield Item(name, file.parent / name, values)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.core.errors import UserError
-
-TIMES = "times"
+from lwm.prepare.items import TIMES
 
 
 class Journal:
@@ -66,7 +65,7 @@ class Journal:
         self.num_frames += sum(len(line["record"][TIMES]) for line in lines if "record" in line)
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
-        self._file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+        self._file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -18,9 +18,9 @@ from tyro.conf import Positional
 
 from lwm.core.errors import UserError
 from lwm.data.media import Choice, Frames, read_frames
-from lwm.data.vision import pack
-from lwm.prepare.items import MEDIA, Item, list_items
-from lwm.prepare.journal import TIMES, Journal
+from lwm.data.vision import MOST_CODES, pack
+from lwm.prepare.items import MEDIA, TIMES, Item, list_items
+from lwm.prepare.journal import Journal
 from lwm.prepare.writers import WRITERS
 from lwm.vqgan.codec import FrameCodec
 
@@ -71,11 +71,13 @@ def tokenize(config: TokenizeConfig, codec: FrameCodec, progress: Progress | Non
         raise UserError(f"{config.out}: give it an ending out of {', '.join(WRITERS)}")
     if config.out.exists():
         raise UserError(f"{config.out} already exists: choose another --out, or delete it")
+    if codec.num_codes > MOST_CODES:
+        raise UserError(f"records hold codes of two bytes, up to {MOST_CODES}, and the codec has {codec.num_codes}")
     choice = Choice(config.num_frames, config.frames_per_second)
     items = list_items(config.media)
     shape = [codec.num_codes, codec.tokens_per_frame, codec.resolution]
-    identity = {"model": config.model, "codec": shape, "choice": [config.num_frames, config.frames_per_second]}
-    journal = Journal(config.out, identity | {"files": [item.name for item in items]})
+    identity = {"codec": [*shape, codec.digest()], "choice": [config.num_frames, config.frames_per_second]}
+    journal = Journal(config.out, identity | {"files": [[str(item.path.resolve()), item.values] for item in items]})
     resumed = journal.open()
     try:
         for group in _groups(items[resumed:], codec.resolution, choice):

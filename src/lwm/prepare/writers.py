@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from lwm.core.files import whole
+from lwm.prepare.items import VISION
 from lwm.prepare.journal import Journal
 
-VISION = "vision"
 #: rows that are held in memory at a time
 ROWS_AT_ONCE = 256
 

@@ -49,6 +49,8 @@ class BaseRun:
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "held_out_batches", "keep_checkpoints")
         self._require_positive(*counts, "log_every", "eval_every", "checkpoint_every")
+        if self.seed < 0:
+            raise UserError(f"seed {self.seed} must be 0 or more")
 
     def _require_positive(self, *names: str) -> None:
         for name in names:

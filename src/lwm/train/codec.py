@@ -14,6 +14,7 @@ from PIL import Image
 from lwm.core import params as declared
 from lwm.core.files import whole
 from lwm.core.mesh import make_mesh, sharding
+from lwm.data.loader import require_same
 from lwm.train.base import open_directory, require_directory
 from lwm.train.checkpoint import Checkpoints
 from lwm.train.codec_run import CodecRun, FrameSource, require_codec_runnable
@@ -91,7 +92,7 @@ class PictureFeed:
 
     def _begin(self, step: int) -> None:
         self._step = step
-        self._ahead: Future[tuple[np.ndarray, ...]] = self._worker.submit(self._draw, step)
+        self._ahead: Future[tuple[np.ndarray, ...]] | None = None
 
     def _draw(self, step: int) -> tuple[np.ndarray, ...]:
         places = np.random.default_rng((self._seed, step)).integers(len(self._source), size=self._shape[0])
@@ -104,8 +105,10 @@ class PictureFeed:
         Raises:
             UserError: a picture cannot be read.
         """
-        places, frames, weights = self._ahead.result()
+        ready = self._ahead or self._worker.submit(self._draw, self._step)
+        places, frames, weights = ready.result()
         self._begin(self._step + 1)
+        self._ahead = self._worker.submit(self._draw, self._step)
         return Fed(self.place(frames, weights), {"0": [str(place) for place in places]}, self.get_state())
 
     def place(self, frames: np.ndarray, weights: np.ndarray) -> Pictures:
@@ -119,10 +122,18 @@ class PictureFeed:
 
     def get_state(self) -> dict[str, Any]:
         """The step it stands at, in the form of a loader's state."""
-        return {"identity": {"seed": self._seed}, "sequences": {"pictures": self._step}}
+        return {"identity": self._identity(), "sequences": {"pictures": self._step}}
+
+    def _identity(self) -> dict[str, Any]:
+        return {"seed": self._seed, "batch_size": self._shape[0], "pictures": len(self._source)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            UserError: it was of other pictures or settings.
+        """
+        require_same(state["identity"], self._identity())
         self._begin(int(state["sequences"]["pictures"]))
 
 
@@ -136,7 +147,7 @@ def _make_step(run: CodecRun, feed: PictureFeed, mesh: Mesh) -> TrainStep:
     def step_and_revive(state: TrainState, batch: Pictures) -> tuple[TrainState, Any]:
         state, metrics = step(state, batch)
         taken = int(state.step)
-        if taken % run.revive_every == 0 and taken < run.steps // 2:
+        if bool(metrics["finite"]) and taken % run.revive_every == 0 and taken < run.steps // 2:
             pool = [feed.batch_of(taken + ahead) for ahead in range(REVIVAL_BATCHES)]
             merged = Pictures(*(jnp.concatenate(parts) for parts in zip(*pool, strict=True)))
             state = revive(state, merged, jax.random.fold_in(jax.random.key(run.seed), taken))
@@ -169,10 +180,10 @@ def _make_evaluation(run: CodecRun, source: FrameSource, mesh: Mesh) -> Callable
 def save_samples(path: Path, originals: np.ndarray, reconstructions: np.ndarray) -> None:
     """A picture of pictures: each original over its reconstruction, `SAMPLES` in a row."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for start in range(0, min(len(originals), 4 * SAMPLES) // SAMPLES * SAMPLES, SAMPLES):
-        rows += [np.concatenate(list(frames[start : start + SAMPLES]), 1) for frames in (originals, reconstructions)]
-    grid = Image.fromarray(np.concatenate(rows) if rows else originals[0])
+    columns, rows = min(len(originals), SAMPLES), []
+    for start in range(0, min(len(originals), 4 * SAMPLES) // columns * columns, columns):
+        rows += [np.concatenate(list(frames[start : start + columns]), 1) for frames in (originals, reconstructions)]
+    grid = Image.fromarray(np.concatenate(rows))
     scale = max(1, 1024 // grid.width)
     with whole(path) as scratch:
         grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST).save(scratch, "png")

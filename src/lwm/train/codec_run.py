@@ -1,10 +1,9 @@
 """`CodecRun`: everything that decides how a codec of pictures is trained, as one frozen value."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, UInt8
 
 from lwm.core.errors import UserError
 from lwm.core.mesh import axis_size
@@ -12,16 +11,9 @@ from lwm.train.base import BaseRun
 from lwm.vqgan.config import CodecConfig
 
 
-class Picture(NamedTuple):
-    """A frame, and how much each of its pixels counts."""
-
-    frame: UInt8[np.ndarray, "side side 3"]
-    weights: Float32[np.ndarray, "side side"]
-
-
 @runtime_checkable
 class FrameSource(Protocol):
-    """Random access to pictures; the same place always gives the same one."""
+    """Random access to frames, each with how much its pixels count; the same place always gives the same one."""
 
     def __len__(self) -> int: ...
 

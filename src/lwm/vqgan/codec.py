@@ -1,5 +1,6 @@
 """Frames to codes and back, many at once: what everything outside this room knows of a codec."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
@@ -58,6 +59,13 @@ class FrameCodec:
         self._encode = jax.jit(partial(_encode, config=config))
         self._decode = jax.jit(partial(_decode, config=config))
 
+    def digest(self) -> str:
+        """Of the tensors: codecs that differ in it write different codes."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self._params):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()
+
     def encode(self, frames: UInt8[np.ndarray, "N side side 3"]) -> Int32[np.ndarray, "N P"]:
         """The codes of each frame, row by row.
 
@@ -86,15 +94,18 @@ class FrameCodec:
     def _apply(self, function: Callable[[Any, jax.Array], jax.Array], rows: np.ndarray) -> np.ndarray:
         """The function of each chunk; what fills up the last is thrown away."""
         placed = sharding(self.mesh, "batch")
-        results = []
+        results: list[np.ndarray] = []
+        ahead: tuple[jax.Array, int] | None = None  # one chunk is computed while the one before is fetched
         for chunk, size in self._chunks(rows):
             filled = np.zeros((size, *rows.shape[1:]), rows.dtype)
             filled[: len(chunk)] = chunk
-            results.append((function(self._params, jax.device_put(filled, placed)), len(chunk)))
-        if not results:
+            following = function(self._params, jax.device_put(filled, placed)), len(chunk)
+            results += [] if ahead is None else [np.asarray(ahead[0])[: ahead[1]]]
+            ahead = following
+        if ahead is None:
             empty = jax.eval_shape(function, self._params, jax.ShapeDtypeStruct((1, *rows.shape[1:]), rows.dtype))
             return np.zeros((0, *empty.shape[1:]), empty.dtype)
-        return np.concatenate([np.asarray(result)[:count] for result, count in results])
+        return np.concatenate([*results, np.asarray(ahead[0])[: ahead[1]]])
 
     def _chunks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """As few as there can be, the last one of the smallest size that holds it."""

@@ -76,6 +76,8 @@ class PatchCodecConfig:
         for name in ("resolution", "encoder_width", "encoder_layers", "decoder_width", "decoder_layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be positive")
+        if len(self.fine_widths) != 2 or min(self.fine_widths) < 1:
+            raise UserError(f"fine_widths {self.fine_widths}: give two positive ones")
         if self.pixels_per_code < 2 or self.pixels_per_code % 2 or self.resolution % self.pixels_per_code:
             raise UserError(
                 f"pixels_per_code {self.pixels_per_code} must be even and divide the resolution {self.resolution}"

@@ -1,5 +1,6 @@
 """Vectors to codes and back: a learned codebook (van den Oord et al. 2017) or fixed levels (Mentzer et al. 2023)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ class Levels:
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 3:  # of two, the usual bound leaves one without a gradient
             raise UserError(f"levels {self.levels}: give 3 or more for each number of a vector")
+        if math.prod(self.levels) >= 2**31:
+            raise UserError(f"levels {self.levels} make {math.prod(self.levels):,} codes, more than an id can count")
 
     @property
     def width(self) -> int:
@@ -43,7 +46,7 @@ class Levels:
 
     @property
     def num_codes(self) -> int:
-        return int(np.prod(self.levels))
+        return math.prod(self.levels)
 
 
 Quantizer = Codebook | Levels

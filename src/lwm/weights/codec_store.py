@@ -79,14 +79,14 @@ def read_codec_config(directory: Path | str) -> CodecConfig:
 def _parse(values: Any) -> CodecConfig:
     fields = dict(values) if isinstance(values, dict) else {}
     architecture = _kind(fields, "architecture", ARCHITECTURES)
-    quantizer = fields["quantizer"] = dict(fields.get("quantizer") or {})
+    quantizer = dict(fields["quantizer"]) if isinstance(fields.get("quantizer"), dict) else {}
     fields["quantizer"] = from_json(_kind(quantizer, "kind", QUANTIZERS), quantizer, "its quantizer")
     return from_json(architecture, fields, "it")
 
 
 def _kind(fields: dict[str, Any], name: str, known: dict[str, type]) -> type:
     """Take out the field that names a class."""
-    if (found := fields.pop(name, None)) not in known:
+    if not isinstance(found := fields.pop(name, None), str) or found not in known:
         raise UserError(f"its {name} is {found!r}: known are {', '.join(known)}")
     return known[found]
 

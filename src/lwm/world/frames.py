@@ -10,6 +10,8 @@ from lwm.world.draw import SIDE, coverage, draw_frame
 from lwm.world.scene import MAX_SPRITES, Colour, Shape, random_scene
 
 CLIP_SHARE, CLIP_FRAMES = 0.5, 8
+#: the last word of each seed: numpy takes zeros at the end for nothing, and place 0 of one seed for that of another
+FRAMES = 1
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,10 @@ class WorldFrames:
     shape_weight: float = 4.0
     #: shapes in colours that are never shown
     forbidden: tuple[tuple[Shape, Colour], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1 or self.seed < 0:
+            raise UserError(f"{self.num_frames} frames from seed {self.seed}: give 1 or more, and a seed of 0 or more")
 
     def open(self, resolution: int) -> "WorldFrameSource":
         """The source of these frames.
@@ -45,7 +51,7 @@ class WorldFrameSource:
         return self._config.num_frames
 
     def __getitem__(self, place: int) -> tuple[UInt8[np.ndarray, "side side 3"], Float32[np.ndarray, "side side"]]:
-        rng = np.random.default_rng((self._config.seed, place))
+        rng = np.random.default_rng((self._config.seed, place, FRAMES))
         num_frames = CLIP_FRAMES if rng.random() < CLIP_SHARE else 1
         scene = random_scene(rng, num_frames, self._config.max_sprites, self._forbidden)
         frame = int(rng.integers(num_frames))
