@@ -135,7 +135,8 @@ from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
 world, out = Path(sys.argv[1]), Path(sys.argv[2])
 model = ModelConfig(Vocab(264, bos_id=256, eos_id=257), 32, 64, 2, 8, 8, 8, max_context=64)
-run = Run("test", model, RecordData(str(world / "records.jsonl")), str(world / "tokenizer.json"), steps=100_000,
+data = RecordData(str(world / "records.jsonl"))
+run = Run(name="test", model=model, data=data, tokenizer=str(world / "tokenizer.json"), steps=100_000,
           batch_size=8, seq_len=64, optimizer=OptimizerConfig(1e-2, warmup_steps=2), log_every=1,
           checkpoint_every=100_000, out=out)
 result = train(run)

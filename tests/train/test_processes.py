@@ -33,7 +33,8 @@ from lwm.train.run import Run
 world, out = Path(sys.argv[1]), Path(sys.argv[2])
 data = RecordData(str(world / "records.jsonl"))
 model = ModelConfig(Vocab(264, bos_id=256, eos_id=257), 32, 64, 2, 8, 8, 8, max_context=64)
-run = Run("test", model, data, str(world / "tokenizer.json"), steps=3, batch_size=8, seq_len=64,
+tokenizer = str(world / "tokenizer.json")
+run = Run(name="test", model=model, data=data, tokenizer=tokenizer, steps=3, batch_size=8, seq_len=64,
           optimizer=OptimizerConfig(1e-2, warmup_steps=2), mesh=MeshShape.parse(sys.argv[5]), log_every=1,
           held_out=data, held_out_batches=1, eval_every=3, checkpoint_every=3, out=out)
 assert train(run).step == 3
