@@ -79,7 +79,7 @@ def lines(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("codec", [PATCH, VQGAN], ids=["patch", "vqgan"])
+@pytest.mark.parametrize("codec", [PATCH, pytest.param(VQGAN, marks=pytest.mark.slow)], ids=["patch", "vqgan"])
 def test_a_codec_learns_and_its_directory_works(tmp_path, codec):
     run = run_of(codec, tmp_path / "run", warm_start=0.3)
     result = train_codec(run)
@@ -96,6 +96,7 @@ def test_a_codec_learns_and_its_directory_works(tmp_path, codec):
     assert psnr > first["held_out_psnr"]
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_same_bits(tmp_path):
     straight = run_of(VQGAN, tmp_path / "straight", steps=40, revive_every=5, eval_every=20, checkpoint_every=20)
     train_codec(straight)
@@ -112,7 +113,7 @@ def test_resuming_gives_the_same_bits(tmp_path):
 def test_idle_codes_come_back_to_life(tmp_path):
     run, mesh = run_of(VQGAN, tmp_path), make_mesh(MeshShape(), jax.devices()[:1])
     declaration = declare(VQGAN)
-    params = declared.init(declaration, jax.random.key(0), jnp.float32)
+    params = declared.init_sharded(declaration, jax.random.key(0), jnp.float32, mesh)
     far = np.array(params.codebook.at[1:].add(100.0))
     with jax.set_mesh(mesh):
         state = init_state(declaration, run.optimizer, mesh, replace(params, codebook=jnp.array(far)))

@@ -24,6 +24,13 @@ VQGAN = VQGANConfig(
 )
 
 
+def drawn(config) -> object:
+    """Parameters out of numpy: to compile the drawing of so many small tensors would take longer than all else here."""
+    rng = np.random.default_rng(0)
+    shapes = declared.abstract(declare(config), jnp.float32)
+    return jax.tree.map(lambda leaf: np.float32(rng.normal(0, 0.2, leaf.shape)), shapes)
+
+
 @pytest.fixture(scope="module", params=[PATCH, VQGAN], ids=["patch", "vqgan"])
 def config(request):
     return request.param
@@ -31,7 +38,7 @@ def config(request):
 
 @pytest.fixture(scope="module")
 def params(config):
-    return declared.init(declare(config), jax.random.key(0), jnp.float32)
+    return drawn(config)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,7 @@ def test_what_does_not_fit_is_refused(config, params, frames):
 
 
 def test_a_patch_codecs_code_depends_on_its_own_square(frames):
-    params = declared.init(declare(PATCH), jax.random.key(0), jnp.float32)
+    params = drawn(PATCH)
     codec = FrameCodec(params, PATCH, make_mesh(MeshShape(), jax.devices()[:1]))
     changed = frames[:1].copy()
     changed[:, 8:16, 16:24] = 255 - changed[:, 8:16, 16:24]
