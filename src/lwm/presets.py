@@ -12,6 +12,7 @@ from lwm.core.mesh import MeshShape
 from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
 from lwm.model.config import SIZES, ModelConfig, lengthen
+from lwm.nano import vision
 from lwm.nano.codec import nano_codec
 from lwm.nano.recipe import STAGES
 from lwm.train.codec_run import CodecRun
@@ -166,7 +167,7 @@ PRESETS: dict[str, Preset] = {
 
 def presets() -> dict[str, Preset]:
     """Every named run, those of the embedded model included."""
-    return PRESETS | STAGES | {"nano-codec": nano_codec}
+    return PRESETS | STAGES | {"nano-codec": nano_codec} | vision.STAGES
 
 
 def preset(name: str) -> Run | CodecRun:

@@ -8,10 +8,10 @@ import pytest
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
 from lwm.data.media import read_frames
-from lwm.infer.pictures import DrawTask, ImageConfig, VideoConfig, draw, draw_codes
+from lwm.infer.pictures import DrawSampling, DrawTask, ImageConfig, VideoConfig, draw, draw_codes
 from lwm.infer.sampling import Sampling
 
-WARM = Sampling(temperature=1.0)
+WARM = DrawSampling()
 
 
 def test_rows_do_not_depend_on_their_neighbours(vision_model, vision_engine):

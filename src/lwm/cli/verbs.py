@@ -134,9 +134,9 @@ def generate_video(arguments: Arguments) -> None:
 
 
 def _generate_frames(name: str, arguments: Arguments, kind: type) -> None:
-    from lwm.infer.pictures import DRAWN, draw
+    from lwm.infer.pictures import DrawSampling, draw
 
-    config, sampling, machine = parse(name, arguments, kind, DRAWN, Machine())
+    config, sampling, machine = parse(name, arguments, kind, DrawSampling(), Machine())
     model, engine = open_model(config.model, machine)
     codec = open_codec(config.model, Devices(machine.mesh))
     with progress("frames") as report:
@@ -265,6 +265,25 @@ def eval_multi_needle(arguments: Arguments) -> None:
     from lwm.evals.needle import MultiNeedleConfig
 
     _needle(*parse("eval multi-needle", arguments, MultiNeedleConfig, Machine()))
+
+
+@verb(
+    "eval world",
+    "Let a model draw, film and tell the small world, and read back what comes.",
+    "lwm eval world --model nano --out world",
+)
+def eval_world(arguments: Arguments) -> None:
+    """`lwm eval world`."""
+    from lwm.evals.world import WorldConfig, run_world
+    from lwm.evals.world_tasks import Subject
+    from lwm.infer.pictures import DrawSampling
+
+    config, sampling, machine = parse("eval world", arguments, WorldConfig, DrawSampling(), Machine())
+    opened = open_model(config.model, machine)
+    subject = Subject(*opened, open_codec(config.model, Devices(machine.mesh)), sampling, config.seed)
+    with progress("questions") as report:
+        outcome = run_world(config, subject, report)
+    show(outcome.table(), f"results.json, summary.json, drawn.png and filmed.png are in {config.out}")
 
 
 def _needle(config: "NeedleConfig", machine: Machine) -> None:

@@ -58,7 +58,8 @@ class Example:
 class ExampleSource(Protocol):
     """Examples by index. The loader asks for any index, in any order, from one thread.
 
-    A source may also have a `name: str`, by which the loader recognizes it when it resumes.
+    An index beyond the length is a record of a later epoch: the same records again, anew in what is drawn by lot. A
+    source may also have a `name: str`, by which the loader recognizes it when it resumes.
     """
 
     def __len__(self) -> int: ...
@@ -147,7 +148,7 @@ class Encoder:
                 raise UserError(f"fields ask for {name}, which this tokenizer does not have: leave it out")
 
     def encode(self, record: Record, index: int) -> Example:
-        """The example of a record; `index` and the seed decide which order of fields it takes.
+        """The example of a record; `index`, which counts on over epochs, and the seed decide the order of its fields.
 
         Raises:
             BadRecordError: a field is missing or is not text.
@@ -288,7 +289,7 @@ class RecordExamples:
         Raises:
             BadRecordError: the record is malformed.
         """
-        return self._encoder.encode(self._source[index], index)
+        return self._encoder.encode(self._source[index % len(self._source)], index)
 
     def _first_records(self) -> Iterator[Record]:
         for index in range(min(PROBED_RECORDS, len(self._source))):
@@ -331,7 +332,7 @@ class RecordData:
 
     #: a file, a directory, a pattern such as data/*.jsonl, or (format "datasets") a dataset's name or directory
     path: str
-    #: which fields to read and learn: "[prompt],answer"; of several orders one is drawn for each record
+    #: which fields to read and learn: "[prompt],answer"; of several orders one is drawn for each record and epoch
     fields: str | tuple[str, ...] = "text"
     #: "auto" goes by the suffix of the files and never uses the network
     format: FormatChoice = "auto"
@@ -339,7 +340,7 @@ class RecordData:
     separator: str = " "
     add_bos: bool = True
     add_eos: bool = True
-    #: decides which order of fields a record takes
+    #: decides which order of fields a record takes in each epoch
     seed: int = 0
     #: of longer videos so many frames are kept, evenly; 0: all
     max_frames: int = 0

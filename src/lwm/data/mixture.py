@@ -64,8 +64,7 @@ class Mixture:
     def __getitem__(self, index: int) -> Example | None:
         turn, place = divmod(index, PERIOD)
         part = int(self._pattern[place])
-        source = self._sources[part]
-        return source[(turn * self._counts[part] + int(self._rank[place])) % len(source)]
+        return self._sources[part][turn * self._counts[part] + int(self._rank[place])]
 
 
 def _interleaved(shares: np.ndarray) -> np.ndarray:

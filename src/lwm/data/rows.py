@@ -62,7 +62,7 @@ class IndexCursor:
         self._position += self._stride
         if self._seed is not None:
             index = shuffled_index(index, len(self._source), fold(self._seed, epoch))
-        return self._source[index]
+        return self._source[epoch * len(self._source) + index]
 
     def get_state(self) -> int:
         return self._position

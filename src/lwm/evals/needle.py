@@ -168,7 +168,7 @@ def run_needle(config: NeedleConfig, model: LoadedModel, engine: Engine, on_cell
 def _settings(config: NeedleConfig, model: LoadedModel, engine: Engine, haystack: Haystack) -> Row:
     """All that the answers depend on: a run goes on only where these are the same. Files count by what is in them."""
     return {
-        "model_digest": _fingerprint(model.directory),
+        "model_digest": fingerprint(model.directory),
         "dtype": engine.compute.dtype,
         "haystack_digest": haystack.digest,
         "context_lengths": list(config.lengths),
@@ -181,7 +181,7 @@ def _settings(config: NeedleConfig, model: LoadedModel, engine: Engine, haystack
     }
 
 
-def _fingerprint(directory: Path) -> str:
+def fingerprint(directory: Path) -> str:
     """Changes when a model is replaced; of large files only the two ends are read."""
     digest = hashlib.sha256()
     for path in sorted(path for path in directory.iterdir() if path.suffix in (".safetensors", ".json", ".model")):

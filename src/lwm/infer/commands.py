@@ -10,7 +10,6 @@ from lwm.core.errors import UserError
 from lwm.data.media import Choice, read_frames
 from lwm.infer import prompts
 from lwm.infer.engine import Engine, Timings
-from lwm.infer.pictures import require_codec
 from lwm.infer.sampling import Sampling
 from lwm.infer.session import (
     TRUNCATE,
@@ -24,6 +23,7 @@ from lwm.infer.session import (
     too_long,
 )
 from lwm.vqgan.codec import FrameCodec
+from lwm.weights.codec_store import require_same_codes
 from lwm.weights.store import LoadedModel
 
 
@@ -138,7 +138,7 @@ def open_session(
     if media and codec is None:
         raise UserError(f"the model in {model.directory} has no codec: it cannot see {media[0]}")
     if codec is not None:
-        require_codec(model.config.vocab, codec)
+        require_same_codes(model.config.vocab, codec.config)
         for path, choice in [(path, Choice(num_frames=1)) for path in config.image] + [
             (path, _choice(config)) for path in config.video
         ]:

@@ -26,16 +26,29 @@ from lwm.infer.engine import Engine
 from lwm.infer.sampling import FrameSampling, Sampling
 from lwm.infer.session import require_tokenizer
 from lwm.vqgan.codec import FrameCodec
+from lwm.weights.codec_store import require_same_codes
 from lwm.weights.store import LoadedModel
 
 #: called with how many frames of all are finished, and how many there will be
 Progress = Callable[[int, int], None]
-#: how codes are drawn unless something else is said: as they came in training
-DRAWN = Sampling(temperature=1.0)
 #: what each frame before a window adds to its seed, so that no two windows draw alike
 WINDOW_SEED = 7_919
 #: pictures smaller than this are written larger, each pixel repeated
 LEAST_SIDE = 256
+
+
+@dataclass(frozen=True)
+class DrawSampling(Sampling):
+    """How the codes of frames are drawn, and how much the prompt is heeded."""
+
+    temperature: float = 1.0
+    #: classifier-free guidance of the first frame, the second, ..., the last for all that follow: 1 takes the prompt as
+    #: it is, more draws away from what would have come unasked
+    cfg: tuple[float, ...] = (1.0,)
+
+    def plain(self) -> Sampling:
+        """Without the guidance."""
+        return Sampling(self.temperature, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,6 @@ class DrawConfig:
     count: int = 1
     #: another seed draws others
     seed: int = 0
-    #: classifier-free guidance of the first frame, the second, ..., the last for all that follow: 1 takes the prompt as
-    #: it is, more draws away from what would have come unasked
-    guidance: Annotated[tuple[float, ...], arg(name="cfg")] = (1.0,)
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -91,7 +101,7 @@ def draw(
     model: LoadedModel,
     engine: Engine,
     codec: FrameCodec,
-    sampling: Sampling = DRAWN,
+    sampling: DrawSampling = DrawSampling(),
     progress: Progress | None = None,
 ) -> list[Path]:
     """Draw `config.count` pictures or videos and write them; return their paths.
@@ -100,11 +110,11 @@ def draw(
         UserError: a model that does not draw, a prompt or a video that is too long, a file that cannot be written.
     """
     require_writable(config.out, config.num_frames)
-    require_codec(model.config.vocab, codec)
+    require_same_codes(model.config.vocab, codec.config)
     is_video = isinstance(config, VideoConfig)
     asked = prompts.draw_video(config.prompt) if is_video else prompts.draw_image(config.prompt)
     task = DrawTask(
-        [asked] * config.count, config.num_frames, sampling, config.guidance, config.seed,
+        [asked] * config.count, config.num_frames, sampling.plain(), sampling.cfg, config.seed,
         config.window if isinstance(config, VideoConfig) else 0,
     )  # fmt: skip
     codes = draw_codes(task, model, engine, progress)
@@ -115,20 +125,6 @@ def draw(
     for file, own in zip(files, codes, strict=True):
         save_frames(file, codec.decode(own), config.frames_per_second, scale=scale)
     return files
-
-
-def require_codec(vocab: Vocab, codec: FrameCodec) -> None:
-    """Refuse a codec whose codes are not the model's.
-
-    Raises:
-        UserError: says how they differ.
-    """
-    ours, theirs = (vocab.tokens_per_frame, vocab.num_codes), (codec.tokens_per_frame, codec.num_codes)
-    if vocab.vision_size and ours != theirs:
-        raise UserError(
-            f"the codec is not the model's: it has {theirs[0]} codes a frame out of {theirs[1]}, the model {ours[0]} "
-            f"out of {ours[1]}"
-        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from lwm.core.vocab import Vocab
 from lwm.data.tokenizer import Tokenizer
+from lwm.data.vision import FrameIds
 
 #: texts, and the codes of frames between them
 FrameCodes = Int32[np.ndarray, "_ P"]
@@ -93,6 +95,14 @@ def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The ids of a prompt as a model reads it: behind the tokenizer's beginning-of-sequence id, if it has one."""
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     return bos + tokenizer.encode(prompt)
+
+
+def encode_prompt(tokenizer: Tokenizer, vocab: Vocab, prompt: Prompt) -> list[int]:
+    """The ids of a prompt with frames in it."""
+    ids = encode(tokenizer, "")
+    for part in prompt:
+        ids += tokenizer.encode(part) if isinstance(part, str) else FrameIds(vocab, tokenizer).of(part)
+    return ids
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -146,7 +146,7 @@ class Session:
         if not question.strip():
             raise UserError("the question is empty")
         prompt = self._prompt(question)
-        ids = self._ids(prompt)
+        ids = prompts.encode_prompt(self.tokenizer, self.model.config.vocab, prompt)
         if len(ids) > self._room:
             if self._last_turn is not None:
                 raise too_long("the conversation", len(ids), self._room, "start a new one, or ask without --remember")
@@ -187,15 +187,6 @@ class Session:
         if self._document is not None:
             return (prompts.document(self._document, question),)
         return (prompts.chat(question),)
-
-    def _ids(self, prompt: Prompt) -> list[int]:
-        ids = prompts.encode(self.tokenizer, "")
-        for part in prompt:
-            if isinstance(part, str):
-                ids += self.tokenizer.encode(part)
-            else:
-                ids += FrameIds(self.model.config.vocab, self.tokenizer).of(part)
-        return ids
 
     def _complete(self, ids: list[int], shared: int, on_text: OnText | None) -> tuple[Answer, list[int]]:
         vocab, began = self.model.config.vocab, time.perf_counter()

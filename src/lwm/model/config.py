@@ -145,3 +145,9 @@ def lengthen(config: ModelConfig, max_context: int, rope_theta: float | None = N
     if theta is None:
         raise UserError(f"no rope_theta is known for a context of {max_context}: give one (known: {ROPE_THETA})")
     return dataclasses.replace(config, max_context=max_context, rope_theta=theta)
+
+
+def text_only(config: ModelConfig) -> ModelConfig:
+    """The same model without its ids of codes and marks."""
+    vocab = dataclasses.replace(config.vocab, vision_size=0, num_codes=0, tokens_per_frame=0)
+    return dataclasses.replace(config, vocab=vocab)

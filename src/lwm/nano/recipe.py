@@ -67,7 +67,7 @@ def nano_2k() -> Run:
     return _stage("nano-2k", data, theta=1e13, batch_size=4, steps=250, learning_rate=2e-3, after="nano-256")
 
 
-_LONG = replace(
+LONG = replace(
     _TASKS,
     lengths=(8192, 4096, 2048, 1024),
     length_shares=(0.3, 0.3, 0.2, 0.2),
@@ -83,7 +83,7 @@ def nano_8k() -> Run:
 
     lwm train nano-8k
     """
-    data = replace(_LONG, max_facts=12, max_questions=20)
+    data = replace(LONG, max_facts=12, max_questions=20)
     return _stage("nano-8k", data, theta=1e16, batch_size=1, steps=300, learning_rate=1.5e-3, after="nano-2k")
 
 
@@ -92,7 +92,7 @@ def nano_many() -> Run:
 
     lwm train nano-many
     """
-    data = replace(_LONG, max_facts=40, max_questions=40)
+    data = replace(LONG, max_facts=40, max_questions=40)
     return _stage("nano-many", data, theta=1e16, batch_size=1, steps=300, learning_rate=1.5e-3, after="nano-8k")
 
 
@@ -101,7 +101,7 @@ def nano_16k() -> Run:
 
     lwm train nano-16k
     """
-    data = replace(_LONG, lengths=(16_384, 8192, 2048), length_shares=(0.6, 0.2, 0.2), quotes=0.05)
+    data = replace(LONG, lengths=(16_384, 8192, 2048), length_shares=(0.6, 0.2, 0.2), quotes=0.05)
     data = replace(data, max_facts=40, max_questions=60)
     return _stage("nano-16k", data, theta=1e16, batch_size=1, steps=80, learning_rate=1e-3, after="nano-many")
 
@@ -111,7 +111,7 @@ def nano_confused() -> Run:
 
     lwm train nano-confused
     """
-    data = replace(_LONG, max_facts=40, max_questions=40, confusers=0.1, quotes=0.05)
+    data = replace(LONG, max_facts=40, max_questions=40, confusers=0.1, quotes=0.05)
     return _stage(
         "nano-confused", data, theta=1e16, batch_size=1, steps=200, learning_rate=1e-3, after="nano-16k", context=16_384
     )
@@ -122,7 +122,7 @@ def nano_short() -> Run:
 
     lwm train nano-short
     """
-    data = replace(_LONG, lengths=(8192, 2048, 1024, 512), length_shares=(0.2, 0.2, 0.3, 0.3), quotes=0.05)
+    data = replace(LONG, lengths=(8192, 2048, 1024, 512), length_shares=(0.2, 0.2, 0.3, 0.3), quotes=0.05)
     data = replace(data, max_facts=12, max_questions=20, confusers=0.03)
     return _stage(
         "nano-short",

@@ -3,10 +3,10 @@
     python -m lwm.nano.world_records --codec runs/nano-codec/model --out runs/world
 
 One record serves both directions, by the fields that a run reads of it: `DRAW` asks for the frames, `LOOK` for what is
-to be said about them.
+to be said about them, and `UNASKED` is what guidance draws away from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,18 +24,20 @@ from lwm.infer import prompts
 from lwm.vqgan.codec import FrameCodec
 from lwm.weights.codec_store import load_codec
 from lwm.world.draw import draw
+from lwm.world.film import CLIP, mark
 from lwm.world.language import caption
 from lwm.world.questions import questions
 from lwm.world.scene import HELD_OUT_PAIRS, MAX_SPRITES, Scene, choose, random_scene
 
 TURNS = 4
-DRAW = "[draw],vision"
+DRAW, UNASKED = "[draw],vision", "vision"
 LOOK = "[before+vision+after],answer_1" + "".join(f",<|eos|>,[ask_{n}],answer_{n}" for n in range(2, TURNS + 1))
 #: how a caption is asked for, of a picture and of a video
 TELL = {
     False: ("What is in the picture?", "Describe the picture.", "What do you see?"),
     True: ("What happens in the video?", "Describe the video.", "What do you see?"),
 }
+TEXTS = ("draw", "before", "after", *(f"{kind}_{n}" for n in range(1, TURNS + 1) for kind in ("ask", "answer")))
 SCENES_AT_ONCE = 256
 
 
@@ -46,22 +48,33 @@ class Records:
     count: int
     num_frames: int = 1
     max_sprites: int = MAX_SPRITES
+    #: on the ground of the marked frames of films
+    marked: bool = False
     seed: int = 0
+
+    def scene(self, place: int) -> tuple[Scene, np.random.Generator]:
+        """The scene of a record, and the generator that its words are drawn from."""
+        rng = np.random.default_rng((self.seed, place))
+        scene = random_scene(rng, self.num_frames, self.max_sprites, frozenset(HELD_OUT_PAIRS))
+        return mark(scene) if self.marked else scene, rng
 
 
 #: the files of a training
 FILES: dict[str, Records] = {
     "pictures": Records(60_000, seed=1),
-    "clips_4": Records(30_000, num_frames=4, max_sprites=2, seed=2),
-    "clips_8": Records(30_000, num_frames=8, max_sprites=2, seed=3),
+    "clips_4": Records(20_000, num_frames=4, max_sprites=2, seed=2),
+    "clips_8": Records(20_000, num_frames=CLIP, max_sprites=2, seed=3),
+    "marked": Records(5_000, max_sprites=1, marked=True, seed=4),
+    "held_out": Records(1_000, num_frames=CLIP, max_sprites=2, seed=5),
 }
 
 
-def scenes(config: Records) -> Iterator[tuple[Scene, np.random.Generator]]:
-    """Each scene, and the generator that its words are drawn from."""
-    for place in range(config.count):
-        rng = np.random.default_rng((config.seed, place))
-        yield random_scene(rng, config.num_frames, config.max_sprites, frozenset(HELD_OUT_PAIRS)), rng
+def conversation(turns: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The texts of questions about frames, and of their answers, for the fields of `LOOK`."""
+    before, _, after = map(str, prompts.about_frames(turns[0][0], [np.zeros((0, 0), np.int32)]))
+    record = {"before": before, "after": after}
+    record |= {f"ask_{number}": f" USER: {asked} ASSISTANT:" for number, (asked, _) in enumerate(turns, 1)}
+    return record | {f"answer_{number}": f" {answer}" for number, (_, answer) in enumerate(turns, 1)}
 
 
 def words(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
@@ -70,24 +83,20 @@ def words(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
     told = caption(scene, rng)
     turns = [(choose(rng, TELL[moving]), caption(scene, rng))]
     turns += [(question.text, question.answer) for question in questions(scene, rng)[: TURNS - 1]]
-    turns = [turns[place] for place in rng.permutation(len(turns))]
-    before, _, after = map(str, prompts.about_frames(turns[0][0], [np.zeros((0, 0), np.int32)]))
-    record = {
-        "draw": prompts.draw_video(told) if moving else prompts.draw_image(told),
-        "before": before,
-        "after": after,
-    }
-    record |= {f"ask_{number}": f" USER: {asked} ASSISTANT:" for number, (asked, _) in enumerate(turns, 1)}
-    return record | {f"answer_{number}": f" {answer}" for number, (_, answer) in enumerate(turns, 1)}
+    asked = prompts.draw_video(told) if moving else prompts.draw_image(told)
+    return {"draw": asked} | conversation([turns[place] for place in rng.permutation(len(turns))])
+
+
+def _drawn(config: Records) -> Iterator[tuple[Scene, np.random.Generator]]:
+    return (config.scene(place) for place in range(config.count))
 
 
 def write_records(file: Path, config: Records, codec: FrameCodec) -> None:
     """Write one Parquet file, with codes as bytes."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    names = ["draw", "before", "after", *(f"{kind}_{n}" for n in range(1, TURNS + 1) for kind in ("ask", "answer"))]
-    schema = pyarrow.schema([(name, pyarrow.string()) for name in names] + [("vision", pyarrow.binary())])
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in TEXTS] + [("vision", pyarrow.binary())])
     with whole(file) as scratch, parquet.ParquetWriter(scratch, schema) as writer:
-        drawn = scenes(config)
+        drawn = _drawn(config)
         while some := list(islice(drawn, SCENES_AT_ONCE)):
             codes = codec.encode(np.concatenate([draw(scene) for scene, _ in some]))
             frames = codes.reshape(len(some), -1)

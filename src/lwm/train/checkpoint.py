@@ -93,9 +93,16 @@ class Checkpoints:
             raise UserError(f"{self.directory} holds no checkpoint")
         return self.latest
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter of the last step, under its name.
+
+        Raises:
+            UserError: there is no checkpoint.
+        """
+        return shapes_by_name(self._manager.item_metadata(self._latest_or_refuse())["params"].tree)
+
     def _require_shapes(self, step: int, target: Any) -> None:
-        stored = self._manager.item_metadata(step)["params"].tree
-        require_same_shapes(str(self.directory / str(step)), shapes_by_name(stored), "this run", shapes_by_name(target))
+        require_same_shapes(str(self.directory / str(step)), self.shapes(), "this run", shapes_by_name(target))
 
 
 def gather_json(values: dict[str, Any]) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from lwm.weights.codec_store import save_codec
 #: columns of the picture of samples, each an original over its reconstruction
 SAMPLES = 8
 #: batches whose vectors idle entries of a codebook may be moved to
-REVIVAL_BATCHES = 4
+REVIVAL_BATCHES = 32
 
 
 def train_codec(run: CodecRun, resume: bool = False) -> TrainResult:

@@ -15,7 +15,7 @@ from lwm.train.codec_run import CodecRun, ReconstructionLoss
 from lwm.train.state import Metrics, TrainState, abstract_state, make_update, shardings_of
 from lwm.vqgan.codec import architecture, declare, to_frames, to_pixels
 from lwm.vqgan.config import CodecConfig
-from lwm.vqgan.quantize import codes_of, quantize
+from lwm.vqgan.quantize import codes_of, quantize, vectors_of
 
 
 class Pictures(NamedTuple):
@@ -95,7 +95,11 @@ def make_codec_evaluation(run: CodecRun) -> Callable[[Any, Pictures], tuple[Metr
 
 
 def make_revival(run: CodecRun) -> Callable[[TrainState, Pictures, jax.Array], TrainState]:
-    """Moves the entries of a codebook that no vector of a batch is nearest to onto vectors of that batch, drawn."""
+    """Moves the entries of a codebook that no vector of a batch is nearest to onto vectors of that batch.
+
+    They are drawn by the square of their distance from what stands for them now (k-means++, Arthur & Vassilvitskii
+    2007): drawn alike, most would fall on the ground, of which there is enough already.
+    """
 
     @partial(jax.jit, donate_argnums=0)
     def revive(state: TrainState, batch: Pictures, key: jax.Array) -> TrainState:
@@ -103,7 +107,9 @@ def make_revival(run: CodecRun) -> Callable[[TrainState, Pictures, jax.Array], T
         vectors = architecture(run.codec).encode(params, to_pixels(batch.frames), run.codec)
         codes = codes_of(vectors, params.codebook, run.codec.quantizer)
         used = jnp.zeros(len(params.codebook), bool).at[codes.ravel()].set(True)
-        drawn = jax.random.choice(key, vectors.reshape(-1, vectors.shape[-1]), (len(params.codebook),))
+        missed = jnp.square(vectors - vectors_of(codes, params.codebook, run.codec.quantizer)).sum(-1).ravel()
+        candidates = vectors.reshape(-1, vectors.shape[-1])
+        drawn = jax.random.choice(key, candidates, (len(params.codebook),), p=missed / jnp.maximum(missed.sum(), 1e-30))
         codebook = jnp.where(used[:, None], params.codebook, drawn)
         return replace(state, params=replace(params, codebook=codebook))
 

@@ -4,11 +4,9 @@ Both Ctrl-C and SIGTERM let the step in hand finish, save a checkpoint and retur
 """
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,24 +14,23 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from lwm.core import params as declared
 from lwm.core.errors import UserError
 from lwm.core.mesh import make_mesh
 from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.tokenizer import load_tokenizer, tokenizer_file
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
-from lwm.train.base import open_directory, require_directory, saved_steps
+from lwm.train.base import open_directory, require_directory
+from lwm.train.begin import starting_params
 from lwm.train.checkpoint import Checkpoints
 from lwm.train.feed import Feed
-from lwm.train.metrics import (
-    import_wandb,
-)
-from lwm.train.run import Run, require_beginning, require_runnable
+from lwm.train.metrics import import_wandb
+from lwm.train.run import Run, require_runnable
 from lwm.train.state import abstract_state, init_state
 from lwm.train.step import make_eval_step, make_train_step, summarize
 from lwm.train.steps import Moment, TrainResult, Values, as_values, make_hooks, open_sinks, take_steps
-from lwm.weights.store import EMBEDDED, load_model, save_model
+from lwm.weights.codec_store import copy_codec
+from lwm.weights.store import save_model
 
 
 def train(run: Run, resume: bool = False) -> TrainResult:
@@ -65,7 +62,9 @@ def train(run: Run, resume: bool = False) -> TrainResult:
             ):
                 hooks = make_hooks(run, measure, sinks, checkpoints)
                 optimizer = run.optimizer.ending_at(run.steps)
-                train_step = make_train_step(run.model, run.compute, optimizer, mesh, run.gradient_accumulation)
+                train_step = make_train_step(
+                    run.model, run.compute, optimizer, mesh, run.gradient_accumulation, run.vision_share
+                )
                 end, stopped_by = take_steps(run, begin, feed, train_step, hooks, checkpoints)
         if stopped_by is None:
             publish(run, end.state.params)
@@ -86,31 +85,9 @@ def join_processes() -> None:
 
 def started(run: Run, feed: Feed, mesh: Mesh) -> Moment:
     """Before the first step."""
-    require_beginning(run)
-    declaration = declare(run.model)
-    if run.init_from is None:
-        params = declared.init_sharded(declaration, jax.random.key(run.seed), jnp.float32, mesh)
-    else:
-        params = params_from(run.init_from, declared.abstract(declaration, jnp.float32, mesh), mesh)
-    return Moment(0, init_state(declaration, run.optimizer.ending_at(run.steps), mesh, params), {}, feed.get_state())
-
-
-def params_from(source: str, target: Any, mesh: Mesh) -> Any:
-    """The fp32 parameters of a run (its last checkpoint, else its finished model) or of a model.
-
-    Raises:
-        UserError: there is nothing to load, or it has other shapes.
-    """
-    if source not in EMBEDDED:
-        directory = Path(source)
-        if saved_steps(directory / "checkpoints"):
-            with Checkpoints(directory / "checkpoints") as earlier:
-                return earlier.restore_params(target)
-        if os.path.isdir(directory / "model"):
-            source = str(directory / "model")
-    params = load_model(source, mesh, "float32").params
-    declared.require_same_shapes(source, declared.shapes_by_name(params), "this run", declared.shapes_by_name(target))
-    return params
+    params = starting_params(run, mesh)
+    state = init_state(declare(run.model), run.optimizer.ending_at(run.steps), mesh, params)
+    return Moment(0, state, {}, feed.get_state())
 
 
 def resumed(run: Run, feed: Feed, mesh: Mesh) -> Moment:
@@ -130,7 +107,7 @@ def make_evaluation(run: Run, source: ExampleSource | ExampleStream, mesh: Mesh)
         UserError: the records cannot be read or used.
     """
     eval_step = make_eval_step(run.model, run.compute, mesh)
-    summary = jax.jit(partial(summarize, vocab=run.model.vocab))
+    summary = jax.jit(partial(summarize, vocab=run.model.vocab, vision_share=run.vision_share))
     feed = Feed(run, source, mesh)
     beginning = feed.get_state()
     feed.make_ready()
@@ -151,6 +128,8 @@ def publish(run: Run, params: Any) -> None:
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() == 0:
         save_model(run.out / "model", as_tokenized(run), params, tokenizer_file(run.tokenizer), run.save_dtype)
+        if run.codec is not None:
+            copy_codec(run.codec, run.out / "model")
 
 
 def as_tokenized(run: Run) -> ModelConfig:

@@ -14,6 +14,7 @@ from lwm.data.packing import LongDocuments, Weighting
 from lwm.data.tokenizer import Tokenizer, tokenizer_file
 from lwm.model.config import Compute, ModelConfig
 from lwm.train.base import BaseRun
+from lwm.weights.codec_store import read_codec_config, require_same_codes
 from lwm.weights.store import EMBEDDED
 
 
@@ -39,6 +40,8 @@ class Run(BaseRun):
     layout: Layout = "zigzag"
     #: "examples": each example weighs the same, however long; "tokens": each learned token does
     weighting: Weighting = "examples"
+    #: what codes and frame marks weigh in the loss of a model that sees; the rest is text's
+    vision_share: float = 0.5
     #: documents longer than a row
     long_documents: LongDocuments = "split"
     #: parts a batch is cut into to need less memory; results do not change
@@ -48,6 +51,8 @@ class Run(BaseRun):
     #: parameters to start from: another run's directory, a model directory, or the name of an embedded model;
     #: empty: one that is still to be named
     init_from: str | None = None
+    #: a directory with the codec that the frames of the records are made with, to go into the finished model
+    codec: str | None = None
     #: precision of the model directory written at the end
     save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     #: several hosts: join them with `jax.distributed.initialize()`, which finds SLURM, GKE, TPU pods and MPI by itself
@@ -56,6 +61,8 @@ class Run(BaseRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("seq_len", "gradient_accumulation")
+        if not 0 <= self.vision_share <= 1:
+            raise UserError(f"vision_share {self.vision_share} is a part of the loss: give 0 to 1")
 
     def described(self) -> dict[str, Any]:
         """Every field, resolved, and the tokenizer by what its file holds, wherever it lies."""
@@ -84,6 +91,8 @@ def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
             f"the tokenizer {run.tokenizer} does not match the model: it has {tokenizer.size} ids, "
             f"the model {run.model.vocab.text_size} text ids"
         )
+    if run.codec is not None:
+        require_same_codes(run.model.vocab, read_codec_config(run.codec))
 
 
 def require_beginning(run: Run) -> None:

@@ -17,6 +17,9 @@ from lwm.model.loss import LossSums, combine, loss_sums, target_weight
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.state import Metrics, TrainState, abstract_state, make_update, shardings_of
 
+#: LWM's: vision weighs as much as text in the loss, however many tokens of each there are
+EVEN = 0.5
+
 
 def abstract_batch(batch_size: int, seq_len: int, mesh: Mesh) -> Batch:
     """Shapes, dtypes and shardings of a batch of `batch_size` rows of `seq_len` tokens."""
@@ -26,7 +29,12 @@ def abstract_batch(batch_size: int, seq_len: int, mesh: Mesh) -> Batch:
 
 
 def make_train_step(
-    model: ModelConfig, compute: Compute, optimizer: OptimizerConfig, mesh: Mesh, accumulation: int = 1
+    model: ModelConfig,
+    compute: Compute,
+    optimizer: OptimizerConfig,
+    mesh: Mesh,
+    accumulation: int = 1,
+    vision_share: float = EVEN,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step; it consumes (donates) the state it is given. Call it with the mesh in force.
 
@@ -37,8 +45,8 @@ def make_train_step(
     advance = make_update(declaration, optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradients, sums = accumulate(state.params, batch, model, compute, accumulation)
-        metrics = summarize(sums, model.vocab)
+        gradients, sums = accumulate(state.params, batch, model, compute, accumulation, vision_share)
+        metrics = summarize(sums, model.vocab, vision_share)
         new, updated = advance(state, gradients, metrics["loss"])
         return new, metrics | updated | {"tokens": jnp.sum(batch.segment_ids > 0)}  # type: ignore[operator]
 
@@ -51,9 +59,11 @@ def make_eval_step(model: ModelConfig, compute: Compute, mesh: Mesh) -> Callable
     return jax.jit(lambda params, batch: loss_sums(params, batch, model, compute), out_shardings=sharding(mesh))
 
 
-def accumulate(params: Any, batch: Batch, model: ModelConfig, compute: Compute, parts: int) -> tuple[Any, LossSums]:
+def accumulate(
+    params: Any, batch: Batch, model: ModelConfig, compute: Compute, parts: int, vision_share: float = EVEN
+) -> tuple[Any, LossSums]:
     """Gradient of the whole batch's loss, and the loss's sums, computed over `parts` of the batch in turn."""
-    weight, shares = target_weight(batch, model.vocab), modality_shares(model.vocab)
+    weight, shares = target_weight(batch, model.vocab), modality_shares(model.vocab, vision_share)
 
     def objective(params: Any, part: Batch) -> tuple[Float[Array, ""], LossSums]:
         sums = loss_sums(params, part, model, compute)
@@ -81,16 +91,16 @@ def split_rows(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(leaf, batch)
 
 
-def modality_shares(vocab: Vocab) -> Float[Array, "2"]:
-    """Text and vision weigh the same, as in LWM; a text model has only text."""
-    return jnp.array([0.5, 0.5] if vocab.vision_size else [1.0, 0.0], jnp.float32)
+def modality_shares(vocab: Vocab, vision_share: float) -> Float[Array, "2"]:
+    """What text and vision weigh in the loss; a text model has only text."""
+    return jnp.array([1 - vision_share, vision_share] if vocab.vision_size else [1.0, 0.0], jnp.float32)
 
 
-def summarize(sums: LossSums, vocab: Vocab) -> Metrics:
+def summarize(sums: LossSums, vocab: Vocab, vision_share: float = EVEN) -> Metrics:
     """Loss, and loss and accuracy of each modality the model has, as weighted means over the targets."""
     weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
     means, accuracy = sums.weighted_nll / weight, sums.weighted_correct / weight
-    metrics = {"loss": combine(sums, sums.weight, modality_shares(vocab))}
+    metrics = {"loss": combine(sums, sums.weight, modality_shares(vocab, vision_share))}
     for index, name in enumerate(("text", "vision") if vocab.vision_size else ("text",)):
         metrics |= {f"{name}_loss": means[index], f"{name}_accuracy": accuracy[index]}
     return metrics

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from lwm.core.errors import UserError
-from lwm.vqgan.quantize import Codebook, Levels, Quantizer
+from lwm.vqgan.quantize import Codebook, Quantizer
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,23 @@ class PatchCodecConfig:
 
     resolution: int = 32
     pixels_per_code: int = 8
-    #: width and number of the encoder's residual layers
+    #: width and number of the encoder's residual layers; none: it is linear, and squares are as far apart as their
+    #: pixels are, which is what a codebook can learn
     encoder_width: int = 256
-    encoder_layers: int = 2
+    encoder_layers: int = 0
     #: channels of the decoder where a square is one place, and its layers there
     decoder_width: int = 96
     decoder_layers: int = 2
     #: channels of the decoder at half and at full resolution
     fine_widths: tuple[int, int] = (32, 24)
-    quantizer: Quantizer = field(default_factory=Levels)
+    quantizer: Quantizer = field(default_factory=lambda: Codebook(num_codes=4096, width=128))
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "encoder_width", "encoder_layers", "decoder_width", "decoder_layers"):
+        for name in ("resolution", "encoder_width", "decoder_width", "decoder_layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be positive")
+        if self.encoder_layers < 0:
+            raise UserError(f"encoder_layers {self.encoder_layers}: give 0 or more")
         if len(self.fine_widths) != 2 or min(self.fine_widths) < 1:
             raise UserError(f"fine_widths {self.fine_widths}: give two positive ones")
         if self.pixels_per_code < 2 or self.pixels_per_code % 2 or self.resolution % self.pixels_per_code:

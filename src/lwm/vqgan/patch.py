@@ -36,6 +36,7 @@ class PatchCodec:
     encoder: tuple[Layer, ...]
     to_code: Convolution
     codebook: Any  # codes, width; None where the quantizer learns nothing
+    own_square: Convolution  # what a code shows by itself; the rest of the decoder adds what its neighbours change
     from_code: Convolution
     decoder: tuple[Layer, ...]
     to_half: Convolution
@@ -55,6 +56,7 @@ def declare(config: PatchCodecConfig) -> PatchCodec:
         encoder=(Layer(one, one),) * config.encoder_layers,
         to_code=declare_convolution(1, encoder, code),
         codebook=declare_codebook(config.quantizer),
+        own_square=declare_convolution(1, code, 3 * config.pixels_per_code**2),
         from_code=declare_convolution(1, code, decoder),
         decoder=(Layer(near, declare_convolution(1, 2 * decoder, decoder)),) * config.decoder_layers,
         to_half=declare_convolution(1, decoder, (config.pixels_per_code // 2) ** 2 * half),
@@ -69,8 +71,10 @@ def encode(
     params: PatchCodec, pixels: Float[Array, "N height width 3"], config: PatchCodecConfig
 ) -> Float[Array, "N rows columns code"]:
     """What is quantized, for each square of `pixels_per_code` pixels a side."""
-    x = jax.nn.silu(convolve(pixels, params.squares, stride=config.pixels_per_code, padding="VALID"))
-    return convolve(_normalize(_through(x, params.encoder)), params.to_code)
+    x = convolve(pixels, params.squares, stride=config.pixels_per_code, padding="VALID")
+    if not config.encoder_layers:
+        return convolve(x, params.to_code)
+    return convolve(_normalize(_through(jax.nn.silu(x), params.encoder)), params.to_code)
 
 
 def decode(
@@ -81,7 +85,8 @@ def decode(
     x = _unfold(convolve(_normalize(x), params.to_half), config.pixels_per_code // 2)
     x = x + jax.nn.silu(convolve(_normalize(x), params.half))
     x = _unfold(convolve(_normalize(x), params.to_full), 2)
-    return convolve(x + jax.nn.silu(convolve(_normalize(x), params.full)), params.to_pixels)
+    x = convolve(x + jax.nn.silu(convolve(_normalize(x), params.full)), params.to_pixels)
+    return x + _unfold(convolve(vectors, params.own_square), config.pixels_per_code)
 
 
 def _through(x: Array, layers: tuple[Layer, ...]) -> Array:

@@ -17,6 +17,7 @@ from lwm.core.config import from_json
 from lwm.core.errors import UserError
 from lwm.core.files import whole, write_json
 from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name, tensor_name
+from lwm.core.vocab import Vocab
 from lwm.vqgan.codec import FrameCodec, declare
 from lwm.vqgan.config import CodecConfig, PatchCodecConfig, VQGANConfig
 from lwm.vqgan.quantize import Codebook, Levels
@@ -52,9 +53,35 @@ def save_codec(directory: Path | str, config: CodecConfig, params: Any, dtype: s
     return directory
 
 
-def has_codec(directory: Path | str) -> bool:
-    """Whether a directory holds a codec."""
-    return (Path(directory) / CONFIG).is_file()
+def copy_codec(source: Path | str, directory: Path) -> None:
+    """Put the codec of one directory into another.
+
+    Raises:
+        UserError: there is none, or the directory cannot be written.
+    """
+    read_codec_config(source)
+    try:
+        for name in (TENSORS, CONFIG):
+            with whole(directory / name) as scratch:
+                shutil.copyfile(Path(source) / name, scratch)
+    except OSError as error:
+        raise UserError(f"cannot copy the codec in {source} to {directory}: {error}") from None
+
+
+def require_same_codes(vocab: Vocab, codec: CodecConfig) -> None:
+    """Refuse a codec whose codes are not those of a model's vocabulary.
+
+    Raises:
+        UserError: says how they differ.
+    """
+    if not vocab.vision_size:
+        raise UserError("the model is one of text alone: it has no codes")
+    ours, theirs = (vocab.tokens_per_frame, vocab.num_codes), (codec.tokens_per_frame, codec.quantizer.num_codes)
+    if ours != theirs:
+        raise UserError(
+            f"the codec is not the model's: it has {theirs[0]} codes a frame out of {theirs[1]}, the model {ours[0]} "
+            f"out of {ours[1]}"
+        )
 
 
 def read_codec_config(directory: Path | str) -> CodecConfig:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from lwm.world.draw import RGB, STEP, TEXTURE, coverage, ground, paint
-from lwm.world.scene import COLOURS, DIRECTIONS, GROUNDS, PLACES, SHAPES, SIZES, Direction, Ground, Look
+from lwm.world.draw import GROUND_RGB, RGB, STEP, TEXTURE, coverage, ground, paint
+from lwm.world.scene import COLOURS, DIRECTIONS, PLACES, SHAPES, SIZES, Direction, Ground, Look
 
 #: of the squared difference that a shape makes, what it must take away to be believed; and how much that is at least:
 #: a hundred pixels off by a tenth
@@ -49,7 +49,7 @@ def _templates() -> _Templates:
 @functools.cache
 def _grounds() -> tuple[list[Ground], Float32[np.ndarray, "grounds side side 3"]]:
     """Every ground, at every place that a pan may move it to."""
-    shifts = [(name, x) for name in GROUNDS for x in range(0, TEXTURE, STEP)]
+    shifts = [(name, x) for name in GROUND_RGB for x in range(0, TEXTURE, STEP)]
     return [name for name, _ in shifts], np.stack([ground(name, x) for name, x in shifts])
 
 

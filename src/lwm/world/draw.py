@@ -40,6 +40,7 @@ GROUND_RGB: dict[Ground, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "sand": ((205, 180, 130), (190, 162, 112)),
     "water": ((50, 110, 140), (72, 132, 160)),
     "snow": ((176, 188, 204), (160, 174, 192)),
+    "blossom": ((236, 150, 188), (222, 126, 170)),
 }
 
 
@@ -102,6 +103,8 @@ def _texture(name: Ground) -> Float32[np.ndarray, "side side 3"]:
             marked = (rows + (columns % 8 > 3)) % 4 == 0
         case "snow":
             marked = (rows % 8 == 2) & (columns % 8 == 5) | (rows % 8 == 6) & (columns % 8 == 1)
+        case "blossom":
+            marked = (rows + columns) % 8 < 2
     plain, pattern = np.array(GROUND_RGB[name], np.float32)
     return np.where(marked[..., None], pattern, plain)
 

@@ -1,15 +1,17 @@
 """Single frames of the small world, for a codec to learn: still pictures, and frames out of the middle of clips."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from lwm.core.errors import UserError
 from lwm.world.draw import SIDE, coverage, draw_frame
-from lwm.world.scene import MAX_SPRITES, Colour, Shape, random_scene
+from lwm.world.scene import MARKED, MAX_SPRITES, Colour, Shape, random_scene
 
 CLIP_SHARE, CLIP_FRAMES = 0.5, 8
+#: of the frames, those that lie on the ground of marked ones
+MARKED_SHARE = 0.1
 #: the last word of each seed: numpy takes zeros at the end for nothing, and place 0 of one seed for that of another
 FRAMES = 1
 
@@ -54,6 +56,8 @@ class WorldFrameSource:
         rng = np.random.default_rng((self._config.seed, place, FRAMES))
         num_frames = CLIP_FRAMES if rng.random() < CLIP_SHARE else 1
         scene = random_scene(rng, num_frames, self._config.max_sprites, self._forbidden)
+        if rng.random() < MARKED_SHARE:
+            scene = replace(scene, ground=MARKED)
         frame = int(rng.integers(num_frames))
         covered = np.zeros((SIDE, SIDE), np.float32)
         for look in scene.looks(frame):

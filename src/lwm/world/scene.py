@@ -13,7 +13,7 @@ import numpy as np
 Shape = Literal["circle", "square", "triangle", "cross"]
 Colour = Literal["red", "orange", "yellow", "green", "blue", "purple", "white", "black"]
 Size = Literal["small", "big"]
-Ground = Literal["grass", "sand", "water", "snow"]
+Ground = Literal["grass", "sand", "water", "snow", "blossom"]
 Event = Literal["none", "appears", "vanishes", "changes"]
 Direction = Literal["still", "left", "right", "up", "down"]
 
@@ -21,7 +21,9 @@ EVENTS: tuple[Event, ...] = ("appears", "vanishes", "changes")
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 SIZES: tuple[Size, ...] = get_args(Size)
-GROUNDS: tuple[Ground, ...] = get_args(Ground)
+#: what the one frame of a long video lies on that is asked for, and no other does
+MARKED: Ground = "blossom"
+GROUNDS: tuple[Ground, ...] = tuple(ground for ground in get_args(Ground) if ground != MARKED)
 DIRECTIONS: dict[Direction, tuple[int, int]] = {
     "still": (0, 0),
     "left": (-1, 0),

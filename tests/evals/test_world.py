@@ -1,0 +1,128 @@
+"""A world evaluation asks what it says, reads drawings back, and goes on where it stopped."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lwm.core.errors import UserError
+from lwm.core.mesh import MeshShape, make_mesh
+from lwm.core.params import init
+from lwm.core.vocab import Vocab
+from lwm.evals.world import WorldConfig, run_world
+from lwm.evals.world_tasks import Asking, Drawing, Finding, Subject, Telling, attributes
+from lwm.infer.engine import Engine
+from lwm.infer.pictures import DrawSampling
+from lwm.model.config import ModelConfig
+from lwm.model.transformer import declare
+from lwm.vqgan.codec import FrameCodec
+from lwm.vqgan.codec import declare as declare_codec
+from lwm.vqgan.config import PatchCodecConfig
+from lwm.vqgan.quantize import Codebook
+from lwm.weights.store import load_model, save_model
+from lwm.world.checker import read
+from lwm.world.draw import draw
+from lwm.world.scene import HELD_OUT_PAIRS
+
+CODEC = PatchCodecConfig(decoder_width=8, fine_widths=(8, 8), quantizer=Codebook(64, 8))
+VOCAB = Vocab(text_size=600, vision_size=66, num_codes=64, tokens_per_frame=16)
+CONFIG = ModelConfig(VOCAB, 32, 64, 1, 4, 2, 8, tie_word_embeddings=True, max_context=1024)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory, tokenizer_file) -> Subject:
+    mesh, rng = make_mesh(MeshShape(), jax.devices()[:1]), np.random.default_rng(0)
+    declared = declare_codec(CODEC)
+    drawn = jax.tree.map(lambda leaf: np.float32(rng.normal(0, 0.3, leaf.shape)), declared, is_leaf=_is_declared)
+    params = init(declare(CONFIG), jax.random.key(0), "float32")
+    directory = save_model(tmp_path_factory.mktemp("seeing") / "model", CONFIG, params, tokenizer_file)
+    model = load_model(directory, mesh)
+    return Subject(model, Engine.of(model), FrameCodec(drawn, CODEC, mesh), DrawSampling(cfg=(2.0,)))
+
+
+def _is_declared(leaf: object) -> bool:
+    return hasattr(leaf, "init")
+
+
+@pytest.mark.parametrize("task", [Drawing("a", 40), Drawing("b", 40, new=True), Drawing("c", 40, num_frames=8)])
+def test_a_true_drawing_has_all_that_was_asked(task):
+    for number in range(task.count):
+        scene, words = task.scene(number)
+        whole = replace(scene, sprites=tuple(replace(s, event="none", when=0, into=None) for s in scene.sprites))
+        found = attributes(words, [read(frame) for frame in draw(whole)])
+        wrong = {name for name, right in found if not right}
+        assert wrong <= {"direction"}, (words, found)
+        if task.new:
+            (sprite,) = scene.sprites
+            assert (sprite.shape, sprite.colour) in HELD_OUT_PAIRS
+        else:
+            assert not any((sprite.shape, sprite.colour) in HELD_OUT_PAIRS for sprite in scene.sprites)
+
+
+def test_a_false_drawing_is_found_out():
+    words = "a big red circle at the top left and a blue square on snow."
+    scene, _ = Drawing("a", 1).scene(0)
+    readings = [read(frame) for frame in draw(replace(scene, ground="grass"))]
+    right = [was for name, was in attributes(words, readings) if name in ("ground", "shape", "colour")]
+    assert not all(right)
+    assert not any(was for _, was in attributes(words, [replace(readings[0], looks=(), ground="sand")]))
+
+
+def test_what_is_asked_can_be_answered(subject):
+    """The right answers, put in the model's place, are all counted right; others are not."""
+    for task in (
+        Asking("x", 6),
+        Asking("x", 6, num_frames=8),
+        Finding("x", 3, 24, "what"),
+        Finding("x", 3, 24, "when"),
+    ):
+        numbers = list(range(task.count))
+        rows = task.run(numbers, subject)
+        known = iter([row["answer"] for row in rows])
+        knowing = Knowing(subject, known)
+        assert all(row["correct"] for row in task.run(numbers, knowing))
+        assert all(row["correct"] == (row["response"] == row["answer"]) for row in rows)
+
+
+class Knowing:
+    """A subject that gives known answers."""
+
+    def __init__(self, subject: Subject, known) -> None:
+        self.codec, self._known = subject.codec, known
+
+    def answer(self, asked):
+        return [next(self._known) for _ in asked]
+
+
+def test_captions_are_judged_by_their_meaning(subject):
+    assert not any(row["correct"] for row in Telling("x", 4).run(range(4), Knowing(subject, iter(["nonsense"] * 4))))
+
+
+def test_the_whole_of_it_and_going_on(subject, tmp_path):
+    config = WorldConfig("tiny", tmp_path / "out", pictures=2, clips=1, films=1, film_frames=(16,))
+    seen: list[tuple[int, int]] = []
+    report = run_world(config, subject, lambda done, total, _: seen.append((done, total)))
+    assert seen[-1] == (12, 12)
+    summary = json.loads((config.out / "summary.json").read_text())
+    assert summary["by_task"]["pictures drawn"]["total"] == 2
+    assert {"shape", "colour", "all attributes"} <= set(summary["by_task"]["pictures drawn"]["attributes"])
+    for name in ("drawn.png", "filmed.png"):
+        assert (config.out / name).read_bytes().startswith(b"\x89PNG")
+    lines = (config.out / "cells.jsonl").read_text().splitlines(keepends=True)
+    (config.out / "cells.jsonl").write_text("".join(lines[:5]))
+    again = run_world(config, subject)
+    assert [row for row in again.results if row["task"].startswith("q")] == [
+        row for row in report.results if row["task"].startswith("q")
+    ]
+    with pytest.raises(UserError, match="with cfg="):
+        run_world(config, replace(subject, sampling=DrawSampling(cfg=(3.0,))))
+
+
+def test_odd_wishes_are_refused():
+    with pytest.raises(UserError, match="0 pictures"):
+        WorldConfig("tiny", Path("out"), pictures=0)
+    with pytest.raises(UserError, match="a clip of them has 8"):
+        WorldConfig("tiny", Path("out"), film_frames=(4,))
