@@ -20,6 +20,15 @@ STAGES = {
     "text-1m": (2**20, 5e7, 1.8e9, 450, 25, "dp=1,fsdp=-1,tp=16,sp=4"),
 }
 
+#: paper, table 13: context, tokens, steps, warm-up, schedule, learning rate, most frames of a video, mesh
+VISION_STAGES = {
+    "vision-1k": (2**10, 363e9, 45_000, 1000, "cosine", 6e-4, 0, "dp=1,fsdp=-1,tp=1,sp=1"),
+    "vision-8k": (2**13, 107e9, 14_000, 500, "cosine", 6e-4, 30, "dp=1,fsdp=-1,tp=1,sp=1"),
+    "vision-chat-32k": (2**15, 10e9, 1200, 100, "constant", 8e-5, 30, "dp=1,fsdp=-1,tp=4,sp=1"),
+    "vision-chat-128k": (2**17, 3.5e9, 450, 50, "constant", 8e-5, 450, "dp=1,fsdp=-1,tp=8,sp=1"),
+    "vision-chat-1m": (2**20, 0.4e9, 50, 5, "constant", 8e-5, 4000, "dp=1,fsdp=-1,tp=16,sp=4"),
+}
+
 
 @pytest.mark.parametrize("name", STAGES)
 def test_text_stages_are_those_of_the_paper(name: str):
@@ -31,8 +40,21 @@ def test_text_stages_are_those_of_the_paper(name: str):
     assert (run.optimizer.schedule, run.optimizer.learning_rate) == ("constant", 4e-5)
 
 
-def test_each_text_stage_starts_where_the_one_before_ended():
-    runs = [preset(name) for name in STAGES]
+@pytest.mark.parametrize("name", VISION_STAGES)
+def test_vision_stages_are_those_of_the_paper(name: str):
+    run = preset(name)
+    context, tokens, steps, warmup, schedule, rate, max_frames, mesh = VISION_STAGES[name]
+    assert (run.seq_len, run.model.max_context, run.model.rope_theta) == (context, context, 5e7)
+    assert run.steps * run.batch_size * run.seq_len == pytest.approx(tokens, rel=0.1)
+    assert (run.steps, run.optimizer.warmup_steps, str(run.mesh)) == (steps, warmup, mesh)
+    assert (run.optimizer.schedule, run.optimizer.learning_rate) == (schedule, rate)
+    assert run.model.vocab.size == 40_448 and run.vision_share == 0.5
+    assert run.data.parts[-2].max_frames == max_frames
+    assert run.data.shares == ((0.25,) * 4 if "chat" in name else (0.84, 0.16))
+
+
+def test_each_stage_starts_where_the_one_before_ended():
+    runs = [preset(name) for name in [*STAGES, *VISION_STAGES]]
     assert [run.init_from for run in runs[1:]] == [str(run.out) for run in runs[:-1]]
 
 

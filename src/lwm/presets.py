@@ -1,16 +1,19 @@
 """Named runs: functions that return a `Run`, to be started as they are or with fields changed on the command line.
 
 LWM's text curriculum (paper, table 11) lengthens Llama-2 7B in five stages, each from the one before, 4M tokens a
-batch. `lwm train NAME --help` lists what can be changed.
+batch; its vision curriculum (table 13) goes on from there in five more, 8M tokens a batch. `lwm train NAME --help`
+lists what can be changed.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape
 from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
+from lwm.data.mixture import MixedData
 from lwm.model.config import SIZES, ModelConfig, lengthen
 from lwm.nano import vision
 from lwm.nano.codec import nano_codec
@@ -22,7 +25,7 @@ from lwm.weights.store import EMBEDDED, read_config
 
 Preset = Callable[[], Run | CodecRun]
 
-_TOKENS_A_BATCH = 2**22
+_TOKENS_A_BATCH, _VISION_TOKENS_A_BATCH = 2**22, 2**23
 
 
 def tiny() -> Run:
@@ -154,6 +157,115 @@ def _text_stage(name: str, context: int, steps: int, warmup_steps: int, mesh: Me
     )
 
 
+def vision_1k() -> Run:
+    """The text model learns to see and draw: 363B tokens of pictures and their captions, in either order.
+
+    lwm train vision-1k --data.parts.0.path pictures.jsonl --data.parts.1.path books.jsonl --tokenizer llama-2-7b
+
+    Records have `caption` and `vision` (made by `lwm tokenize`), and texts `text`; `vqgan` is the directory of their
+    codec (--codec names another). Expected: LWM-1K.
+    """
+    data = _with_text(RecordData(path="", fields=_EITHER_ORDER))
+    return _vision_stage("vision-1k", data, 1024, 45_000, 1000, MeshShape(1, -1, 1, 1), _PRETRAINED, after="text-1m")
+
+
+def vision_8k() -> Run:
+    """Clips of up to 30 frames, four a second: 107B tokens.
+
+    lwm train vision-8k --data.parts.0.path clips.jsonl --data.parts.1.path books.jsonl --tokenizer llama-2-7b
+
+    Expected: LWM-8K.
+    """
+    data = _with_text(RecordData(path="", fields=_EITHER_ORDER, max_frames=30))
+    return _vision_stage("vision-8k", data, 8192, 14_000, 500, MeshShape(1, -1, 1, 1), _PRETRAINED, after="vision-1k")
+
+
+def vision_chat_32k() -> Run:
+    """Instructions to draw, film, tell pictures and videos of up to 30 frames, a quarter each: 10B tokens.
+
+    lwm train vision-chat-32k --data.parts.0.path draw.jsonl --data.parts.1.path look.jsonl \\
+        --data.parts.2.path film.jsonl --data.parts.3.path watch.jsonl --tokenizer llama-2-7b
+
+    Records have `instruction` and `vision`, or `instruction`, `vision` and `output`. Expected: LWM-Chat-32K.
+    """
+    return _vision_stage(
+        "vision-chat-32k", _instructions(30), 32_768, 1200, 100, MeshShape(1, -1, 4, 1), _CHAT, after="vision-8k"
+    )
+
+
+def vision_chat_128k() -> Run:
+    """The same with videos of up to 450 frames: 3.5B tokens.
+
+    lwm train vision-chat-128k --data.parts.0.path draw.jsonl ... --tokenizer llama-2-7b
+
+    Expected: LWM-Chat-128K.
+    """
+    return _vision_stage(
+        "vision-chat-128k", _instructions(450), 131_072, 450, 50, MeshShape(1, -1, 8, 1), _CHAT, after="vision-chat-32k"
+    )
+
+
+def vision_chat_1m() -> Run:
+    """The same with videos of up to 4000 frames, an hour at one a second: 0.4B tokens.
+
+    lwm train vision-chat-1m --data.parts.0.path draw.jsonl ... --tokenizer llama-2-7b
+
+    Expected: LWM-Chat-1M.
+    """
+    return _vision_stage(
+        "vision-chat-1m", _instructions(4000), 2**20, 50, 5, MeshShape(1, -1, 16, 4), _CHAT, after="vision-chat-128k"
+    )
+
+
+#: LWM's: 8192 codes, two marks and spare ids; a frame is 16 x 16 codes
+_VISION = {"vision_size": 8448, "num_codes": 8192, "tokens_per_frame": 256}
+_VISION_THETA = 5e7
+_EITHER_ORDER = ("[caption],vision", "vision,caption")
+_PRETRAINED = OptimizerConfig(learning_rate=6e-4, end_learning_rate=6e-5, schedule="cosine", decay_norms=True)
+_CHAT = OptimizerConfig(learning_rate=8e-5, schedule="constant", decay_norms=True)
+
+
+def _with_text(data: RecordData) -> MixedData:
+    return MixedData((data, RecordData(path="")), (0.84, 0.16))
+
+
+def _instructions(max_frames: int) -> MixedData:
+    draw, look = "[instruction],vision", "[instruction+vision],output"
+    kinds = tuple(RecordData(path="", fields=fields, max_frames=max_frames) for fields in (draw, look, draw, look))
+    return MixedData(kinds, (0.25,) * len(kinds))
+
+
+def _vision_stage(
+    name: str,
+    data: MixedData,
+    context: int,
+    steps: int,
+    warmup_steps: int,
+    mesh: MeshShape,
+    optimizer: OptimizerConfig,
+    *,
+    after: str,
+) -> Run:
+    text = lengthen(SIZES["7b"], context, _VISION_THETA)
+    return Run(
+        name=name,
+        model=replace(text, vocab=replace(text.vocab, **_VISION)),
+        data=data,
+        tokenizer="",
+        steps=steps,
+        batch_size=max(_VISION_TOKENS_A_BATCH // context, 1),
+        seq_len=context,
+        optimizer=replace(optimizer, warmup_steps=warmup_steps),
+        mesh=mesh,
+        log_every=1,
+        eval_every=100,
+        checkpoint_every=100,
+        init_from=f"runs/{after}",
+        codec="vqgan",
+        out=Path("runs") / name,
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "tiny": tiny,
     "nano-text": nano_text,
@@ -162,6 +274,11 @@ PRESETS: dict[str, Preset] = {
     "text-256k": text_256k,
     "text-512k": text_512k,
     "text-1m": text_1m,
+    "vision-1k": vision_1k,
+    "vision-8k": vision_8k,
+    "vision-chat-32k": vision_chat_32k,
+    "vision-chat-128k": vision_chat_128k,
+    "vision-chat-1m": vision_chat_1m,
 }
 
 

@@ -12,6 +12,7 @@ import tokenizers
 
 from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
+from lwm.data.mixture import MixedData
 from lwm.model.config import ModelConfig
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
@@ -72,6 +73,23 @@ def shared_run(world: Path) -> Run:
         eval_every=3,
         checkpoint_every=3,
     )
+
+
+@pytest.fixture(scope="session")
+def mixed_run(world: Path, shared_run: Run) -> Run:
+    """The same of a model that sees: texts, pictures and videos, told or to be drawn."""
+    draw = np.random.default_rng(1)
+    for name, most in (("pictures", 1), ("videos", 3)):
+        with (world / f"{name}.jsonl").open("w") as file:
+            for _ in range(100):
+                codes = draw.integers(16, size=4 * int(draw.integers(1, most + 1))).tolist()
+                word = "".join(draw.choice(list("abcdef"), draw.integers(1, 9)))
+                file.write(json.dumps({"caption": word, "vision": codes}) + "\n")
+    texts, *seen = (str(world / f"{name}.jsonl") for name in ("records", "pictures", "videos"))
+    orders = ("[caption],vision", "[vision],caption", "caption,vision")
+    data = MixedData((RecordData(texts), *(RecordData(path, fields=orders) for path in seen)), (0.3, 0.4, 0.3))
+    vocab = replace(MODEL.vocab, vision_size=24, num_codes=16, tokens_per_frame=4)
+    return replace(shared_run, data=data, model=replace(MODEL, vocab=vocab))
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from lwm.core.mesh import MeshShape, make_mesh, sharding
 from lwm.data.loader import Loader
 from lwm.data.tokenizer import load_tokenizer
 from lwm.model.config import Compute
-from lwm.model.transformer import declare
+from lwm.model.loss import loss_sums
+from lwm.model.transformer import declare, head_weights, hidden_states, logits
 from lwm.train.run import Run
 from lwm.train.state import abstract_state, init_state
 from lwm.train.step import accumulate, make_eval_step, make_train_step, summarize
@@ -94,9 +95,14 @@ def padded(batch: Batch, num_rows: int) -> Batch:
     return replace(plain, segment_ids=np.minimum(plain.segment_ids, 1))
 
 
+@pytest.fixture(params=["text", "mixed"])
+def run(request: pytest.FixtureRequest, shared_run: Run, mixed_run: Run) -> Run:
+    return {"text": shared_run, "mixed": mixed_run}[request.param]
+
+
 @pytest.mark.parametrize("mesh_shape", [COPIES, *OTHER_MESHES], ids=str)
-def test_packed_loss_is_the_padded_mean_over_examples(shared_run: Run, mesh_shape: tuple[int, ...]):
-    run, mesh = shared_run, make_mesh(MeshShape(*mesh_shape))
+def test_packed_loss_is_the_padded_mean_over_examples(run: Run, mesh_shape: tuple[int, ...]):
+    mesh = make_mesh(MeshShape(*mesh_shape))
     layout = order("zigzag", run.seq_len, mesh_shape[3])
     packed = next(batches(run, 1))
     apart = padded(packed, 64)
@@ -105,10 +111,39 @@ def test_packed_loss_is_the_padded_mean_over_examples(shared_run: Run, mesh_shap
         params = fresh_params(run, mesh)
         step = make_eval_step(run.model, run.compute, mesh)
         sums, *sums_apart = (step(params, place(each.permute(layout), mesh)) for each in (packed, *parts))
-        assert float(sums.weight[0]) == pytest.approx(sum(row.max() for row in packed.segment_ids), rel=1e-6)
+        assert float(sums.weight.sum()) == pytest.approx(sum(row.max() for row in packed.segment_ids), rel=1e-6)
+        assert (sums.weight > 0).sum() == (2 if run.model.vocab.vision_size else 1)
         total = jax.tree.map(lambda *each: jnp.sum(jnp.stack(each), axis=0), *sums_apart)
         first, second = (summarize(each, run.model.vocab)["loss"] for each in (sums, total))
     assert float(first) == pytest.approx(float(second), rel=1e-6)
+
+
+@pytest.mark.parametrize("mesh_shape", [COPIES, *OTHER_MESHES], ids=str)
+def test_records_of_a_pack_never_see_each_other(mixed_run: Run, mesh_shape: tuple[int, ...]):
+    """The perturbation probe: change a code of one picture; no other record's score or gradient moves by a bit."""
+    run, mesh = mixed_run, make_mesh(MeshShape(*mesh_shape))
+    config = run.model
+    batch = next(batches(run, mesh_shape[3]))
+    is_code = (batch.tokens >= 264) & (batch.tokens < 280)
+    row, place_in_row = next(at for at in np.argwhere(is_code) if batch.segment_ids[at[0]].max() > 1)
+    other = batch.segment_ids != batch.segment_ids[row, place_in_row]
+    other[np.arange(len(other)) != row] = True
+    changed = batch.tokens.copy()
+    changed[row, place_in_row] = 264 + (changed[row, place_in_row] - 263) % 16
+    silent = replace(batch, loss_weights=np.where(other, batch.loss_weights, 0).astype(np.float32))
+
+    def outcome(params, batch: Batch):
+        hidden = hidden_states(params, batch.tokens, batch.segment_ids, batch.positions, config, run.compute)
+        gradient = jax.grad(lambda p: loss_sums(p, batch, config, run.compute).weighted_nll.sum())(params)
+        return logits(hidden, head_weights(params, config, run.compute)), gradient
+
+    with jax.set_mesh(mesh):
+        params, probe = fresh_params(run, mesh), jax.jit(outcome)
+        before, gradient = jax.device_get(probe(params, place(silent, mesh)))
+        after, gradient_after = jax.device_get(probe(params, place(replace(silent, tokens=changed), mesh)))
+    assert (before[~other] != after[~other]).any()
+    np.testing.assert_array_equal(before[other], after[other])
+    jax.tree.map(np.testing.assert_array_equal, gradient, gradient_after)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(shared_run: Run):

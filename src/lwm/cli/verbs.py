@@ -178,7 +178,7 @@ def train(arguments: Arguments) -> int:
 def _list_runs(asked: bool) -> int:
     from lwm.presets import presets
 
-    lines = [f"  {name:<16}{(build.__doc__ or '').splitlines()[0]}" for name, build in presets().items()]
+    lines = [f"  {name:<18}{(build.__doc__ or '').splitlines()[0]}" for name, build in presets().items()]
     text = "usage: lwm train RUN [--FIELD VALUE ...] [--mesh MESH] [--resume]\n\nRuns:\n" + "\n".join(lines)
     text += f"\n\nExample:  {VERBS['train'].example}\nAll fields of a run:  lwm train RUN --help"
     print(text, file=sys.stdout if asked else sys.stderr)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lwm.attention.config import AttentionConfig
 from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
 from lwm.data.mixture import MixedData
@@ -32,6 +33,7 @@ VOCAB = Vocab(
     tokens_per_frame=PatchCodecConfig().tokens_per_frame,
 )
 CONTEXT, ROPE_THETA = 16_384, 1e16
+ROW = 8192
 #: half of the records are drawn, four of ten looked at; the others are drawn unasked, for guidance to draw away from
 _ORDERS = (DRAW,) * 5 + (LOOK,) * 4 + (UNASKED,)
 
@@ -45,42 +47,39 @@ def nano_pictures() -> Run:
     """
     text = replace(_SHORT, lengths=(1024, 512, 256))
     parts = ((_records("pictures"), 0.97), (text, 0.03))
-    return _stage(
-        "nano-pictures", parts, seq_len=1024, batch_size=8, steps=1500, learning_rate=2e-3, after="nano-short"
-    )
+    return _stage("nano-pictures", parts, steps=600, learning_rate=2e-3, after="nano-short")
 
 
 def nano_clips() -> Run:
-    """Clips of four and eight frames besides.
+    """Clips of four and eight frames besides, and up to eight of them one after another.
 
     lwm train nano-clips
     """
     text = replace(_SHORT, lengths=(2048, 1024, 512))
     parts = (
-        (_records("pictures"), 0.5),
+        (_records("pictures"), 0.41),
         (_records("clips_4"), 0.2),
-        (_records("clips_8"), 0.25),
-        (text, 0.05),
+        (_records("clips_8"), 0.3),
+        (_films(max_clips=8), 0.06),
+        (text, 0.03),
     )
-    return _stage(
-        "nano-clips", parts, seq_len=2048, batch_size=4, steps=2000, learning_rate=2e-3, after="nano-pictures"
-    )
+    return _stage("nano-clips", parts, steps=1200, learning_rate=2e-3, after="nano-pictures")
 
 
 def nano_films() -> Run:
-    """Long videos with a frame to be found in them, up to 464 frames, with positions as if they were ten times longer.
+    """Long videos with a frame to be found in them: up to 464 frames, with positions as if there were ten times more.
 
     lwm train nano-films
     """
     text = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
     parts = (
-        (_records("pictures"), 0.3),
+        (_records("pictures"), 0.32),
         (_records("clips_4"), 0.2),
-        (_records("clips_8"), 0.38),
-        (FilmData(str(RECORDS), max_clips=58, span=131_072), 0.08),
-        (text, 0.04),
+        (_records("clips_8"), 0.4),
+        (_films(max_clips=58), 0.06),
+        (text, 0.02),
     )
-    return _stage("nano-films", parts, seq_len=8192, batch_size=1, steps=1500, learning_rate=1e-3, after="nano-clips")
+    return _stage("nano-films", parts, steps=800, learning_rate=1e-3, after="nano-clips")
 
 
 STAGES: dict[str, Callable[[], Run]] = {
@@ -91,19 +90,22 @@ STAGES: dict[str, Callable[[], Run]] = {
 
 
 def _records(name: str) -> RecordData:
-    return RecordData(path=str(RECORDS / f"{name}.parquet"), fields=_ORDERS, separator="", add_eos=True)
+    return RecordData(path=str(RECORDS / f"{name}.parquet"), fields=_ORDERS, separator="")
+
+
+def _films(max_clips: int) -> FilmData:
+    return FilmData(str(RECORDS), max_clips=max_clips, span=131_072)
 
 
 def _stage(
     name: str,
     parts: Sequence[tuple[RecordData | TaskData | FilmData, float]],
     *,
-    seq_len: int,
-    batch_size: int,
     steps: int,
     learning_rate: float,
     after: str,
 ) -> Run:
+    """One row a step, however short its records: so a tile of attention is skipped wherever no record fills it."""
     data: tuple[Any, ...] = tuple(part for part, _ in parts)
     return Run(
         name=name,
@@ -111,18 +113,18 @@ def _stage(
         data=MixedData(data, tuple(share for _, share in parts)),
         tokenizer=str(TOKENIZER_FILE),
         steps=steps,
-        batch_size=batch_size,
-        seq_len=seq_len,
+        batch_size=1,
+        seq_len=ROW,
         optimizer=OptimizerConfig(
             learning_rate=learning_rate,
             end_learning_rate=learning_rate / 20,
             schedule="cosine",
             warmup_steps=steps // 20,
         ),
-        compute=Compute(remat="none"),
+        compute=Compute(remat="none", attention=AttentionConfig(query_block=128, key_block=128)),
         weighting="tokens",
         held_out=RecordData(path=str(RECORDS / "held_out.parquet"), fields=(DRAW, LOOK), separator=""),
-        held_out_batches=max(1, 32_768 // (batch_size * seq_len)),
+        held_out_batches=4,
         log_every=max(1, steps // 100),
         eval_every=max(1, steps // 20),
         checkpoint_every=max(1, steps // 20),
