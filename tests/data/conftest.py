@@ -40,7 +40,6 @@ class KnownExamples:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Example | None:
-        index %= len(self)
         if index in self.skipped:
             return None
         ids = np.arange(self.lengths[index], dtype=np.int32) + 1000 * index

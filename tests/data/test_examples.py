@@ -5,7 +5,8 @@ import pytest
 
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
-from lwm.data.examples import BOS, EOS, Encoder, Part, RecordData, parse_fields
+from lwm.data.examples import BOS, EOS, Encoder, Part, RecordData, nth, parse_fields
+from lwm.data.mixture import MixedData
 from lwm.data.packing import Packing, cut
 from lwm.data.records import BadRecordError, Record
 
@@ -157,3 +158,17 @@ def test_one_order_may_be_given_as_one_string(write_jsonl, byte_tokenizer):
     one = RecordData(str(file), "[prompt],answer").open(byte_tokenizer, VOCAB)[0]
     listed = RecordData(str(file), ("[prompt],answer",)).open(byte_tokenizer, VOCAB)[0]
     assert one.tokens.tolist() == listed.tokens.tolist()
+
+
+def test_each_epoch_draws_the_order_of_a_record_anew(write_jsonl, byte_tokenizer):
+    path = write_jsonl({"one": "x", "two": "yy"}, {"one": "z", "two": "ww"})
+    data = RecordData(str(path), fields=("one", "two"), add_bos=False, add_eos=False)
+    source = data.open(byte_tokenizer, VOCAB)
+    drawn = [source.of_epoch(epoch, 1).tokens.tolist() for epoch in range(20)]
+    assert {tuple(tokens) for tokens in drawn} == {(*b"z",), (*b"ww",)}
+    assert [source.of_epoch(epoch, 1).tokens.tolist() for epoch in range(20)] == drawn
+    assert source[1].tokens.tolist() == drawn[0] == nth(source, 1).tokens.tolist()
+    assert [nth(source, 1 + 2 * epoch).tokens.tolist() for epoch in range(20)] == drawn
+    mixed = MixedData((data,), (1.0,)).open(byte_tokenizer, VOCAB)
+    assert [mixed[1 + 2 * epoch].tokens.tolist() for epoch in range(20)] == drawn
+    assert mixed.of_epoch(3, 5).tokens.tolist() == mixed[3 * len(mixed) + 5].tokens.tolist()

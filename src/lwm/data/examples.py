@@ -58,8 +58,7 @@ class Example:
 class ExampleSource(Protocol):
     """Examples by index. The loader asks for any index, in any order, from one thread.
 
-    An index beyond the length is a record of a later epoch: the same records again, anew in what is drawn by lot. A
-    source may also have a `name: str`, by which the loader recognizes it when it resumes.
+    A source may also have a `name: str`, by which the loader recognizes it when it resumes.
     """
 
     def __len__(self) -> int: ...
@@ -67,6 +66,21 @@ class ExampleSource(Protocol):
     def __getitem__(self, index: int) -> Example | None:
         """None: this record is to be skipped."""
         ...
+
+
+@runtime_checkable
+class EpochSource(ExampleSource, Protocol):
+    """A source in whose records something is drawn by lot, in each epoch anew."""
+
+    def of_epoch(self, epoch: int, index: int) -> Example | None:
+        """As `source[index]`, which is that of epoch 0."""
+        ...
+
+
+def nth(source: ExampleSource, number: int) -> Example | None:
+    """The example at a place of the endless concatenation of epochs."""
+    epoch, index = divmod(number, len(source))
+    return source.of_epoch(epoch, index) if isinstance(source, EpochSource) else source[index]
 
 
 @runtime_checkable
@@ -277,19 +291,22 @@ class RecordExamples:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Example | None:
+        return self.of_epoch(0, index)
+
+    def of_epoch(self, epoch: int, index: int) -> Example | None:
         try:
-            return self.encode(index)
+            return self.encode(index, epoch)
         except BadRecordError as bad:
             self.bad_records.add(bad)
             return None
 
-    def encode(self, index: int) -> Example:
+    def encode(self, index: int, epoch: int = 0) -> Example:
         """The example of a record.
 
         Raises:
             BadRecordError: the record is malformed.
         """
-        return self._encoder.encode(self._source[index % len(self._source)], index)
+        return self._encoder.encode(self._source[index], epoch * len(self) + index)
 
     def _first_records(self) -> Iterator[Record]:
         for index in range(min(PROBED_RECORDS, len(self._source))):

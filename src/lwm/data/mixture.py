@@ -7,7 +7,7 @@ import numpy as np
 
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
-from lwm.data.examples import Example, ExampleSource
+from lwm.data.examples import Example, ExampleSource, nth
 from lwm.data.tokenizer import Tokenizer
 
 #: records after which every part has had its share
@@ -62,9 +62,12 @@ class Mixture:
         return PERIOD * max(turns)
 
     def __getitem__(self, index: int) -> Example | None:
-        turn, place = divmod(index, PERIOD)
+        return self.of_epoch(0, index)
+
+    def of_epoch(self, epoch: int, index: int) -> Example | None:
+        turn, place = divmod(epoch * len(self) + index, PERIOD)
         part = int(self._pattern[place])
-        return self._sources[part][turn * self._counts[part] + int(self._rank[place])]
+        return nth(self._sources[part], turn * self._counts[part] + int(self._rank[place]))
 
 
 def _interleaved(shares: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 from lwm.core.errors import UserError
-from lwm.data.examples import Example, ExampleSource, ExampleStream
+from lwm.data.examples import Example, ExampleSource, ExampleStream, nth
 from lwm.data.packing import Packing, Piece, cut, place
 from lwm.data.shuffle import fold, shuffled_index
 
@@ -62,7 +62,7 @@ class IndexCursor:
         self._position += self._stride
         if self._seed is not None:
             index = shuffled_index(index, len(self._source), fold(self._seed, epoch))
-        return self._source[epoch * len(self._source) + index]
+        return nth(self._source, epoch * len(self._source) + index)
 
     def get_state(self) -> int:
         return self._position
