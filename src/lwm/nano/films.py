@@ -13,7 +13,7 @@ from lwm.data.examples import Encoder, Example, parse_fields
 from lwm.data.records import Record
 from lwm.data.tokenizer import Tokenizer
 from lwm.data.vision import FrameIds, pack
-from lwm.nano.world_records import FILES, LOOK, conversation
+from lwm.nano.world_records import FILES, LOOK, LOOK_ON, conversation
 from lwm.world.film import CLIP, Film, film_questions, random_place
 
 #: places of a film where positions skip, at most
@@ -50,7 +50,7 @@ class FilmSource:
     def __init__(self, config: FilmData, tokenizer: Tokenizer, vocab: Vocab) -> None:
         self._config, self._end_of_frame = config, vocab.end_of_frame
         frame_ids = FrameIds(vocab, tokenizer)
-        self._encoder = Encoder(tokenizer, (parse_fields(LOOK),), frame_ids=frame_ids)
+        self._encoder = Encoder(tokenizer, (parse_fields(LOOK), parse_fields(LOOK_ON)), frame_ids=frame_ids)
         self._clips, self._marked = (_codes(config.path, name, vocab) for name in ("clips_8", "marked"))
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from lwm.nano.films import FilmData
 from lwm.nano.recipe import LONG, RUNS
 from lwm.nano.tasks import TaskData
 from lwm.nano.train_tokenizer import TOKENIZER_FILE
-from lwm.nano.world_records import DRAW, LOOK, UNASKED
+from lwm.nano.world_records import DRAW, LOOK, LOOK_ON, STORY, UNASKED
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
 from lwm.vqgan.config import PatchCodecConfig
@@ -35,7 +35,7 @@ VOCAB = Vocab(
 CONTEXT, ROPE_THETA = 16_384, 1e16
 ROW = 8192
 #: half of the records are drawn, four of ten looked at; the others are drawn unasked, for guidance to draw away from
-_ORDERS = (DRAW,) * 5 + (LOOK,) * 4 + (UNASKED,)
+_ORDERS = (DRAW,) * 5 + (LOOK,) * 3 + (LOOK_ON, UNASKED)
 
 _SHORT = replace(LONG, lengths=(1024, 512, 256), length_shares=(0.4, 0.3, 0.3), max_facts=12, max_questions=20)
 
@@ -57,7 +57,8 @@ def nano_clips() -> Run:
     """
     text = replace(_SHORT, lengths=(2048, 1024, 512))
     parts = (
-        (_records("pictures"), 0.41),
+        (_records("pictures"), 0.36),
+        (_records("stories", (STORY,)), 0.05),
         (_records("clips_4"), 0.2),
         (_records("clips_8"), 0.3),
         (_films(max_clips=8), 0.06),
@@ -73,7 +74,8 @@ def nano_films() -> Run:
     """
     text = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
     parts = (
-        (_records("pictures"), 0.32),
+        (_records("pictures"), 0.27),
+        (_records("stories", (STORY,)), 0.05),
         (_records("clips_4"), 0.2),
         (_records("clips_8"), 0.4),
         (_films(max_clips=58), 0.06),
@@ -89,8 +91,8 @@ STAGES: dict[str, Callable[[], Run]] = {
 }
 
 
-def _records(name: str) -> RecordData:
-    return RecordData(path=str(RECORDS / f"{name}.parquet"), fields=_ORDERS, separator="")
+def _records(name: str, orders: tuple[str, ...] = _ORDERS) -> RecordData:
+    return RecordData(path=str(RECORDS / f"{name}.parquet"), fields=orders, separator="")
 
 
 def _films(max_clips: int) -> FilmData:

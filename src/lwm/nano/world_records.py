@@ -3,7 +3,7 @@
     python -m lwm.nano.world_records --codec runs/nano-codec/model --out runs/world
 
 One record serves both directions, by the fields that a run reads of it: `DRAW` asks for the frames, `LOOK` for what is
-to be said about them, and `UNASKED` is what guidance draws away from.
+to be said about them, and `UNASKED` is what guidance draws away from. `STORY` is told and drawn in turn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,10 +28,15 @@ from lwm.world.film import CLIP, mark
 from lwm.world.language import caption
 from lwm.world.questions import questions
 from lwm.world.scene import HELD_OUT_PAIRS, MAX_SPRITES, Scene, choose, random_scene
+from lwm.world.story import random_story
 
 TURNS = 4
 DRAW, UNASKED = "[draw],vision", "vision"
-LOOK = "[before+vision+after],answer_1" + "".join(f",<|eos|>,[ask_{n}],answer_{n}" for n in range(2, TURNS + 1))
+_TURNS = [f"[ask_{n}],answer_{n}" for n in range(2, TURNS + 1)]
+#: a conversation may go on with or without the end of an answer between two turns
+LOOK = ",<|eos|>,".join(["[before+vision+after],answer_1", *_TURNS])
+LOOK_ON = ",".join(["[before+vision+after],answer_1", *_TURNS])
+STORY = "[ask],text_1,vision_1,text_2,vision_2,text_3,vision_3,text_4"
 #: how a caption is asked for, of a picture and of a video
 TELL = {
     False: ("What is in the picture?", "Describe the picture.", "What do you see?"),
@@ -39,6 +44,8 @@ TELL = {
 }
 TEXTS = ("draw", "before", "after", *(f"{kind}_{n}" for n in range(1, TURNS + 1) for kind in ("ask", "answer")))
 SCENES_AT_ONCE = 256
+#: how many there are in `stories`, and their seed
+STORIES, STORY_SEED = 15_000, 6
 
 
 @dataclass(frozen=True)
@@ -104,12 +111,30 @@ def write_records(file: Path, config: Records, codec: FrameCodec) -> None:
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))
 
 
+def write_stories(file: Path, count: int, codec: FrameCodec) -> None:
+    """Write the Parquet file of stories."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    forbidden = frozenset(HELD_OUT_PAIRS)
+    stories = [random_story(np.random.default_rng((STORY_SEED, place)), forbidden) for place in range(count)]
+    pictures = np.concatenate([draw(scene) for story in stories for scene in story.pictures])
+    codes = codec.encode(pictures).reshape(count, -1, codec.tokens_per_frame)
+    rows = []
+    for story, own in zip(stories, codes, strict=True):
+        row: dict[str, str | bytes] = {"ask": prompts.chat(story.asked)}
+        row |= {f"text_{number}": f" {sentence}" for number, sentence in enumerate(story.sentences, 1)}
+        rows.append(row | {f"vision_{number}": pack(frame) for number, frame in enumerate(own, 1)})
+    with whole(file) as scratch:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), scratch)
+
+
 def main(codec: Path, out: Path) -> None:
     """Make every file that is not there yet."""
     loaded = load_codec(codec, make_mesh(MeshShape(), jax.devices()[:1]))
     for name, config in FILES.items():
         if not (out / f"{name}.parquet").exists():
             write_records(out / f"{name}.parquet", config, loaded)
+    if not (out / "stories.parquet").exists():
+        write_stories(out / "stories.parquet", STORIES, loaded)
 
 
 if __name__ == "__main__":
