@@ -151,3 +151,12 @@ def test_weighting_tokens_leaves_weights_as_given(made, seq_len):
 def test_sizes_below_one_are_refused(sizes):
     with pytest.raises(UserError, match="at least 1"):
         Packing(**sizes)
+
+
+def test_rows_of_short_examples_hold_every_kind_as_often_as_the_data():
+    rng = np.random.default_rng(0)
+    lengths = rng.choice([60, 130, 800], size=2000, p=[0.5, 0.47, 0.03])
+    rows = place(lengths.tolist(), 8192)
+    shares = [np.mean(lengths[row] == 60) for row in rows[:-1]]
+    assert min(shares) > 0.2 and max(shares) < 0.8
+    assert len(rows) == -(-lengths.sum() // 8192)

@@ -21,7 +21,9 @@ An example with nothing to learn has w = 0 and counts in neither sum. Weighting 
 examples then count for more, as in plain language modelling.
 
 **Placement.** Best-fit decreasing over a window of examples: the longest first, each into the fullest row that still
-has room. A window is chosen to need just `lookahead` rows (see `loader`).
+has room. Short ones follow in the order they came: sorted too, they would make rows of one length each, and where length
+goes with kind (texts, pictures to draw, pictures to tell) a step would learn one kind and the next another. A window is
+chosen to need just `lookahead` rows (see `loader`).
 """
 
 import bisect
@@ -90,14 +92,18 @@ def cut(example: Example, packing: Packing) -> list[Piece]:
     return pieces
 
 
+#: an example is short if so many fit into a row
+SHORT = 8
+
+
 def place(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Lay items into as few bins as best-fit decreasing finds; each bin lists its items in their own order.
 
-    Every length must be at most `capacity`. About a microsecond an item.
+    Short items are not sorted: each bin gets of them what comes. Every length must be at most `capacity`. About a microsecond an item.
     """
     bins: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (room, bin), sorted
-    for item in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item] * (SHORT * lengths[item] > capacity)):
         tightest = bisect.bisect_left(free, (lengths[item], -1))
         if tightest == len(free):
             room, chosen = capacity, len(bins)

@@ -8,6 +8,8 @@ from string import Template
 import matplotlib as mpl
 
 from lwm.demo.conversation import Conversation, Turn
+from lwm.demo.world import WorldSeen
+from lwm.demo.world_page import world_section
 from lwm.evals.heat_map import COLOUR_MAP
 from lwm.evals.journal import Row
 from lwm.evals.lengths import short
@@ -15,8 +17,8 @@ from lwm.evals.needle_report import NeedleReport
 from lwm.evals.score import wilson_interval
 
 
-def page(needles: NeedleReport, conversation: Conversation, facts: Row) -> str:
-    """The tour as HTML."""
+def page(needles: NeedleReport, conversation: Conversation, facts: Row, world: WorldSeen | None = None) -> str:
+    """The tour as HTML; a model of text alone has no `world`."""
     template = Template(resources.files("lwm.demo").joinpath("report_template.html").read_text(encoding="utf-8"))
     within = [row for row in needles.results if row["context_length"] <= facts["max_context"]]
     beyond = [row for row in needles.results if row["context_length"] > facts["max_context"]]
@@ -36,6 +38,7 @@ def page(needles: NeedleReport, conversation: Conversation, facts: Row) -> str:
         excerpt=_excerpt(conversation),
         transcript="".join(_turn(turn) for turn in conversation.turns),
         score=f"{sum(turn.correct for turn in conversation.turns)} of {len(conversation.turns)}",
+        world="" if world is None else world_section(world, facts["seconds"]["world"]),
         timings=_definitions(_timings(conversation, facts)),
         versions=_definitions(facts["versions"].items()),
         machine=escape(facts["machine"]),

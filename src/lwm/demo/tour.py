@@ -6,7 +6,7 @@ Texts and names were held out of the model's training. How far the grid goes is 
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jax
@@ -21,21 +21,26 @@ from lwm.demo.conversation import Conversation, converse
 from lwm.demo.machine import compile_clock, describe_machine, peak_memory, versions
 from lwm.demo.report import page
 from lwm.demo.survey import Survey, survey
+from lwm.demo.world import WorldSeen, see_world
 from lwm.evals.haystack import Haystack
 from lwm.evals.journal import Row
 from lwm.evals.lengths import short
 from lwm.evals.needle import NeedleTask
 from lwm.evals.needle_report import NeedleReport
+from lwm.evals.world_tasks import Subject
 from lwm.infer.engine import Engine
+from lwm.infer.pictures import DrawSampling
 from lwm.infer.session import require_tokenizer
 from lwm.nano.corpus import Document, held_out_documents
+from lwm.weights.codec_store import load_codec
 from lwm.weights.store import LoadedModel, load_model
+from lwm.world.film import CLIP
 
 LENGTHS = tuple(1024 * 2**doubling for doubling in range(7))  # 1K to 64K
 #: the sentence with the number takes up to 21
 NEEDLE_ANSWER_TOKENS = 32
-#: of the time, for the grid; the conversation and the page take the rest
-GRID_SHARE = 0.75
+#: of the time, for the grid; the conversation, the world and the page take the rest
+GRID_SHARE = {"text": 0.75, "vision": 0.45}
 
 #: told (seconds passed, seconds there are, what goes on)
 OnProgress = Callable[[int, int, str], None]
@@ -48,13 +53,17 @@ class DemoConfig:
     #: where report.html, results.json, summary.json and heat_map.png go
     out: Path = Path("report")
     #: how long it may take; with more of it the grid goes further
-    seconds: int = 150
+    seconds: int = 270
+    #: of the long video, at one a second: an hour
+    film_frames: int = 3600
     #: of cities, numbers and stretches of text
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.seconds < 1:
             raise UserError(f"--seconds {self.seconds}: give 1 or more")
+        if self.film_frames < CLIP:
+            raise UserError(f"--film-frames {self.film_frames}: give {CLIP} or more")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: give 0 or more")
 
@@ -66,9 +75,11 @@ class DemoReport:
     needles: NeedleReport
     conversation: Conversation
     facts: Row
+    #: None of a model of text alone
+    world: WorldSeen | None = None
 
-    def renderables(self) -> tuple[Table, Table]:
-        """The grid and the transcript, for a terminal."""
+    def renderables(self) -> tuple[Table, ...]:
+        """The grid, the transcript and what it saw, for a terminal."""
         title = Text(f"{self.conversation.num_tokens:,} tokens of {self.conversation.document}, read once")
         transcript = Table(title=title)
         for name in ("asked", "the model", "true", ""):
@@ -76,7 +87,7 @@ class DemoReport:
         for turn in self.conversation.turns:
             cells = (turn.question, turn.response, turn.truth, "right" if turn.correct else "wrong")
             transcript.add_row(*map(Text, cells))
-        return self.needles.table(), transcript
+        return self.needles.table(), transcript, *([] if self.world is None else [_seen(self.world)])
 
     def summary(self) -> Row:
         """For `summary.json`."""
@@ -85,6 +96,7 @@ class DemoReport:
             **self.facts,
             "needles": self.needles.summary(),
             "conversation": asdict(self.conversation) | {"turns": turns},
+            "world": None if self.world is None else {name: [right, of] for name, right, of in self.world.counts()},
         }
 
 
@@ -115,14 +127,34 @@ def run_demo(
         documents = held_out_documents()
         haystack = Haystack.of("\n".join(document.text for document in documents), tokenizer.encode)
         task = NeedleTask(haystack, tokenizer, engine, config.seed, NEEDLE_ANSWER_TOKENS)
-        grid = survey(task.run, LENGTHS, began + GRID_SHARE * config.seconds, lambda rows: tell(_note(rows)))
+        share = GRID_SHARE["vision" if model.config.vocab.vision_size else "text"]
+        grid = survey(task.run, LENGTHS, began + share * config.seconds, lambda rows: tell(_note(rows)))
         tell("asking about one document")
         longest = max(documents, key=lambda document: len(document.text))
         spoken = converse(engine, tokenizer, longest, _readable_length(grid, model, config.seconds), config.seed)
-        seconds = {"load": load_seconds, "compile": compiled(), "all": time.monotonic() - began}
-    report = _report(config, name, model, documents, haystack, grid, spoken, seconds)
+        looking = time.monotonic()
+        world = _see(config, model, engine, tell)
+        seconds = {"load": load_seconds, "world": time.monotonic() - looking}
+        seconds |= {"compile": compiled(), "all": time.monotonic() - began}
+    report = replace(_report(config, name, model, documents, haystack, grid, spoken, seconds), world=world)
     _write(config.out, report)
     return report
+
+
+def _see(config: DemoConfig, model: LoadedModel, engine: Engine, tell: Callable[[str], None]) -> WorldSeen | None:
+    if not model.config.vocab.vision_size:
+        return None
+    subject = Subject(model, engine, load_codec(model.directory, model.mesh), DrawSampling())
+    return see_world(subject, config.film_frames, config.seed, tell)
+
+
+def _seen(world: WorldSeen) -> Table:
+    table = Table(title="scenes of the small world that no training showed")
+    table.add_column("")
+    table.add_column("right", justify="right")
+    for name, right, of in world.counts():
+        table.add_row(name, f"{right} of {of}")
+    return table
 
 
 def _readable_length(grid: Survey, model: LoadedModel, seconds: int) -> int:
@@ -175,7 +207,7 @@ def _write(out: Path, report: DemoReport) -> None:
     write_json(out / "results.json", report.needles.results)
     write_json(out / "summary.json", report.summary())
     write_file(out / "heat_map.png", report.needles.heat_map())
-    write_file(out / "report.html", page(report.needles, report.conversation, report.facts).encode())
+    write_file(out / "report.html", page(report.needles, report.conversation, report.facts, report.world).encode())
 
 
 def _require_writable(out: Path) -> None:

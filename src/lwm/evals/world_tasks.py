@@ -148,8 +148,12 @@ class Telling:
     num_frames: int = 1
     at_once: int = 20
 
+    def scene(self, number: int) -> Scene:
+        """What is to be told."""
+        return _scene(number, self.num_frames, TOLD)
+
     def run(self, numbers: Sequence[int], subject: Subject) -> list[Row]:
-        scenes = [_scene(number, self.num_frames, TOLD) for number in numbers]
+        scenes = [self.scene(number) for number in numbers]
         asked = [prompts.about_frames(TELL[self.num_frames], [subject.codec.encode(draw(scene))]) for scene in scenes]
         answers = subject.answer(asked)
         meanings = [understand(answer) for answer in answers]

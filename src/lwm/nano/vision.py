@@ -47,7 +47,7 @@ def nano_pictures() -> Run:
     """
     text = replace(_SHORT, lengths=(1024, 512, 256))
     parts = ((_records("pictures"), 0.97), (text, 0.03))
-    return _stage("nano-pictures", parts, steps=600, learning_rate=2e-3, after="nano-short")
+    return _stage("nano-pictures", parts, steps=400, learning_rate=2e-3, after="nano-short")
 
 
 def nano_clips() -> Run:
@@ -81,7 +81,7 @@ def nano_films() -> Run:
         (_films(max_clips=58), 0.06),
         (text, 0.02),
     )
-    return _stage("nano-films", parts, steps=800, learning_rate=1e-3, after="nano-clips")
+    return _stage("nano-films", parts, steps=500, learning_rate=1e-3, after="nano-clips")
 
 
 STAGES: dict[str, Callable[[], Run]] = {

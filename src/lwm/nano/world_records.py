@@ -33,9 +33,10 @@ from lwm.world.story import random_story
 TURNS = 4
 DRAW, UNASKED = "[draw],vision", "vision"
 _TURNS = [f"[ask_{n}],answer_{n}" for n in range(2, TURNS + 1)]
+#: what is looked at is learned too: most of a clip follows from how it begins
+_FIRST = "[before],vision,[after],answer_1"
 #: a conversation may go on with or without the end of an answer between two turns
-LOOK = ",<|eos|>,".join(["[before+vision+after],answer_1", *_TURNS])
-LOOK_ON = ",".join(["[before+vision+after],answer_1", *_TURNS])
+LOOK, LOOK_ON = (between.join([_FIRST, *_TURNS]) for between in (",<|eos|>,", ","))
 STORY = "[ask],text_1,vision_1,text_2,vision_2,text_3,vision_3,text_4"
 #: how a caption is asked for, of a picture and of a video
 TELL = {
