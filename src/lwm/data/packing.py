@@ -21,9 +21,9 @@ An example with nothing to learn has w = 0 and counts in neither sum. Weighting 
 examples then count for more, as in plain language modelling.
 
 **Placement.** Best-fit decreasing over a window of examples: the longest first, each into the fullest row that still
-has room. Short ones follow in the order they came: sorted too, they would make rows of one length each, and where length
-goes with kind (texts, pictures to draw, pictures to tell) a step would learn one kind and the next another. A window is
-chosen to need just `lookahead` rows (see `loader`).
+has room. Short ones follow in the order they came: sorted too, they would make rows of one length each, and where
+length goes with kind (texts, pictures to draw, pictures to tell) a step would learn one kind and the next another. A
+window is chosen to need just `lookahead` rows (see `loader`).
 """
 
 import bisect
@@ -99,7 +99,8 @@ SHORT = 8
 def place(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Lay items into as few bins as best-fit decreasing finds; each bin lists its items in their own order.
 
-    Short items are not sorted: each bin gets of them what comes. Every length must be at most `capacity`. About a microsecond an item.
+    Short items are not sorted: each bin gets of them what comes. Every length must be at most `capacity`. About a
+    microsecond an item.
     """
     bins: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (room, bin), sorted
