@@ -16,5 +16,5 @@ def test_every_evaluation_is_kept_and_training_is_thinned(tmp_path):
     assert sum("held_out_loss" in row for row in kept) == 20
     assert KEPT_ROWS / 2 < sum("loss" in row for row in kept) <= 2 * KEPT_ROWS
     assert kept[-1]["step"] == 2000 and any(row.get("loss") == 1 / 2000 for row in kept)
-    draw([("first", 3072, kept), ("second", 4096, kept)], tmp_path / "curve.png")
+    draw([("first", 3072, kept), ("second", 4096, kept)], tmp_path / "curve.png", "some stages")
     assert (tmp_path / "curve.png").stat().st_size > 10_000

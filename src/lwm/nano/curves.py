@@ -1,7 +1,7 @@
 """Keep and draw how the stages went: `python -m lwm.nano.curves` reads runs/nano-* and writes into docs/nano/.
 
 metrics_nano-256.jsonl ...    every held-out evaluation, and the training loss thinned to some hundred rows
-curve.png                     loss and held-out accuracy over the tokens seen
+curve.png, vision_curve.png   loss and held-out accuracy over the tokens seen, of the stages of text and of vision
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lwm.nano.recipe import STAGES
+from lwm.nano import recipe, vision
 
 FIGURES = Path("docs/nano")
 KEPT_ROWS = 150
@@ -30,7 +30,7 @@ def keep(metrics: Path, thinned: Path) -> list[Row]:
     return kept
 
 
-def draw(stages: Sequence[tuple[str, int, list[Row]]], picture: Path) -> None:
+def draw(stages: Sequence[tuple[str, int, list[Row]]], picture: Path, title: str) -> None:
     """Draw stages given as (name, tokens a step, rows), one after another along the axis of tokens."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     loss, accuracy = figure.subplots(2, 1, sharex=True)
@@ -40,14 +40,15 @@ def draw(stages: Sequence[tuple[str, int, list[Row]]], picture: Path) -> None:
             (loss, "loss", {"color": "0.75", "linewidth": 1}),
             (loss, "held_out_loss", {"color": "C0", "marker": "."}),
             (accuracy, "held_out_text_accuracy", {"color": "C0", "marker": "."}),
+            (accuracy, "held_out_vision_accuracy", {"color": "C1", "marker": "."}),
         ):
             points = [(seen + row["step"] * tokens / 1e6, row[key]) for row in rows if key in row]
-            axes.plot(*zip(*points, strict=True), **style)
+            axes.plot([place for place, _ in points], [value for _, value in points], **style)
         loss.annotate(name, (seen, 1), xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=8)
         seen += rows[-1]["step"] * tokens / 1e6
         for axes in (loss, accuracy):
             axes.axvline(seen, color="0.9", zorder=0)
-    loss.set(ylabel="loss", title="The nano model's stages: training (grey), held-out text and answers (blue)")
+    loss.set(ylabel="loss", title=title)
     accuracy.set(ylabel="right tokens, by loss weight", xlabel="million tokens", ylim=(0, 1.02))
     figure.savefig(picture, dpi=110)
 
@@ -55,13 +56,18 @@ def draw(stages: Sequence[tuple[str, int, list[Row]]], picture: Path) -> None:
 def main() -> None:
     """Keep and draw every stage that has run here."""
     FIGURES.mkdir(parents=True, exist_ok=True)
-    stages = []
-    for name, stage in STAGES.items():
-        run = stage()
-        if (metrics := run.out / "metrics.jsonl").exists():
-            rows = keep(metrics, FIGURES / f"metrics_{name}.jsonl")
-            stages.append((name, run.batch_size * run.seq_len, rows))
-    draw(stages, FIGURES / "curve.png")
+    for presets, picture, told in (
+        (recipe.STAGES, "curve.png", "training (grey), held-out text and answers (blue)"),
+        (vision.STAGES, "vision_curve.png", "training (grey), held-out clips: text (blue), codes (orange)"),
+    ):
+        stages = []
+        for name, stage in presets.items():
+            run = stage()
+            if (metrics := run.out / "metrics.jsonl").exists():
+                rows = keep(metrics, FIGURES / f"metrics_{name}.jsonl")
+                stages.append((name, run.batch_size * run.seq_len, rows))
+        if stages:
+            draw(stages, FIGURES / picture, f"The nano model's stages: {told}")
 
 
 def _rounded(row: Row) -> Row:
