@@ -15,8 +15,6 @@ from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
 from lwm.data.mixture import MixedData
 from lwm.model.config import SIZES, ModelConfig, lengthen
-from lwm.nano import vision
-from lwm.nano.codec import nano_codec
 from lwm.nano.recipe import STAGES
 from lwm.train.codec_run import CodecRun
 from lwm.train.optimizer import OptimizerConfig
@@ -284,7 +282,7 @@ PRESETS: dict[str, Preset] = {
 
 def presets() -> dict[str, Preset]:
     """Every named run, those of the embedded model included."""
-    return PRESETS | STAGES | {"nano-codec": nano_codec} | vision.STAGES
+    return PRESETS | STAGES
 
 
 def preset(name: str) -> Run | CodecRun:

@@ -7,7 +7,7 @@ from lwm.infer import prompts
 
 def test_chat() -> None:
     assert prompts.chat("Why?") == "You are a helpful assistant. USER: Why? ASSISTANT:"
-    assert prompts.next_turn((prompts.chat("Why?"),), "So.", "How?") == (
+    assert prompts.next_turn((prompts.chat("Why?"),), ("So.",), "How?") == (
         "You are a helpful assistant. USER: Why? ASSISTANT: So. USER: How? ASSISTANT:",
     )
 
@@ -16,9 +16,9 @@ def test_pictures() -> None:
     film = np.zeros((2, 4), np.int32)
     first = prompts.about_frames("What?", [film])
     assert first == ("You are a helpful assistant. USER: What?\n", film, " ASSISTANT:")
-    second = prompts.next_turn(first, "A dog.", "And here?", [film, film])
+    second = prompts.next_turn(first, ("A dog.",), "And here?", [film, film])
     assert second == (*first[:2], " ASSISTANT: A dog. USER: And here?\n", film, film, " ASSISTANT:")
-    assert prompts.next_turn(first, "A dog.", "Why?") == (*first[:2], " ASSISTANT: A dog. USER: Why? ASSISTANT:")
+    assert prompts.next_turn(first, ("A dog.",), "Why?") == (*first[:2], " ASSISTANT: A dog. USER: Why? ASSISTANT:")
 
 
 def test_drawing() -> None:
@@ -52,3 +52,16 @@ def test_multi_needle() -> None:
     assert prompts.needle_prompt("A text.", ["Oslo", "Rome", "Lima"], num_needles=4) == (
         head + "What are the special magic numbers for Oslo, Rome, and Lima?" + end
     )
+
+
+def test_what_an_answer_drew_stays_where_it_was_drawn():
+    film, other = np.zeros((2, 4), np.int32), np.ones((1, 4), np.int32)
+    text = "Here: <vision></vision> and <vision></vision> done."
+    answer = prompts.in_pieces(text, [film, other])
+    assert [piece if isinstance(piece, str) else len(piece) for piece in answer] == ["Here: ", 2, " and ", 1, " done."]
+    turn = prompts.next_turn((prompts.chat("Draw!"),), answer, "Why?", [film])
+    assert [piece if isinstance(piece, str) else len(piece) for piece in turn] == [
+        f"{prompts.chat('Draw!')} Here: ", 2, " and ", 1, " done. USER: Why?\n", 2, " ASSISTANT:",
+    ]  # fmt: skip
+    assert prompts.in_pieces("No picture <vision></vision>", []) == ("No picture <vision></vision>",)
+    assert prompts.in_pieces("Broken off", [film]) == ("Broken off",)

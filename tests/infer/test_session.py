@@ -49,7 +49,7 @@ def test_a_question_longer_than_the_room_kept_for_it(session: Session, model: Lo
 def test_a_remembered_conversation(model: LoadedModel, engine: Engine) -> None:
     session = Session(model, engine, max_new_tokens=12, remember=True)
     first, second = session.ask(QUESTIONS[0]), session.ask(QUESTIONS[1])
-    prompt = prompts.next_turn((prompts.chat(QUESTIONS[0]),), first.text, QUESTIONS[1])[0]
+    prompt = prompts.next_turn((prompts.chat(QUESTIONS[0]),), (first.text,), QUESTIONS[1])[0]
     assert second.text == by_itself(model, engine, prompt)
     assert second.read_tokens < second.prompt_tokens - len(prompts.chat(QUESTIONS[0])) + 2
     session.forget()

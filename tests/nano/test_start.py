@@ -7,8 +7,8 @@ import numpy as np
 from lwm.core.params import init
 from lwm.model.config import SIZES, Compute
 from lwm.model.transformer import declare, head_weights, hidden_states, logits
-from lwm.nano.recipe import FIRST_ROPE_THETA
 from lwm.nano.start import backward_pattern, starting_params
+from lwm.nano.text import FIRST_ROPE_THETA
 
 CONFIG = replace(SIZES["nano"], rope_theta=FIRST_ROPE_THETA)
 

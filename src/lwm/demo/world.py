@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import UInt8
 
-from lwm.data.vision import CLOSING, OPENING
 from lwm.evals.world_tasks import Drawing, Subject, Telling
+from lwm.infer import prompts
 from lwm.infer.session import Session
 from lwm.world.checker import read
 from lwm.world.draw import draw
@@ -148,11 +148,9 @@ def _story(subject: Subject, seed: int) -> StoryTold:
     session = Session(subject.model, subject.engine, max_new_tokens=STORY_TOKENS)
     answer = session.ask(story.asked)
     films = [subject.codec.decode(film) for film in answer.films]
-    texts = answer.text.split(OPENING + CLOSING)
-    pieces: list[str | Frames] = []
-    for place, text in enumerate(texts):
-        pieces += [text.strip()] if text.strip() else []
-        pieces += [films[place]] if place < len(films) and place + 1 < len(texts) else []
+    said = prompts.in_pieces(answer.text, answer.films)
+    pieces = [piece.strip() if isinstance(piece, str) else subject.codec.decode(piece) for piece in said]
     (sprite,) = story.pictures[0].sprites
     seen = [read(film[0]).looks for film in films]
-    return StoryTold(story.asked, tuple(pieces), sum(sprite.shape in {look.shape for look in looks} for looks in seen))
+    shown = tuple(piece for piece in pieces if len(piece))
+    return StoryTold(story.asked, shown, sum(sprite.shape in {look.shape for look in looks} for looks in seen))

@@ -10,7 +10,7 @@ from jaxtyping import Int32
 
 from lwm.core.vocab import Vocab
 from lwm.data.tokenizer import Tokenizer
-from lwm.data.vision import FrameIds
+from lwm.data.vision import CLOSING, OPENING, FrameIds
 
 #: texts, and the codes of frames between them
 FrameCodes = Int32[np.ndarray, "_ P"]
@@ -62,10 +62,17 @@ def about_frames(question: str, media: Sequence[FrameCodes]) -> Prompt:
     return _asked(f"{SYSTEM} USER: {question}", media)
 
 
-def next_turn(conversation: Prompt, answer: str, question: str, media: Sequence[FrameCodes] = ()) -> Prompt:
-    """The next question after `conversation` (the previous prompt) was answered by `answer`."""
-    *before, last = conversation
-    return *before, *_asked(f"{str(last).rstrip()} {answer} USER: {question}", media)
+def next_turn(conversation: Prompt, answer: Prompt, question: str, media: Sequence[FrameCodes] = ()) -> Prompt:
+    """The next question after `conversation` (the previous prompt) was answered by `answer` (see `in_pieces`)."""
+    (*before, last), (first, *others) = conversation, answer
+    *said, end = f"{str(last).rstrip()} {first}", *others
+    return *before, *said, *_asked(f"{end} USER: {question}", media)
+
+
+def in_pieces(text: str, films: Sequence[FrameCodes]) -> Prompt:
+    """An answer's text with its films where `<vision></vision>` holds their places; text comes first and last."""
+    first, *others = text.split(OPENING + CLOSING, maxsplit=len(films))
+    return first, *(piece for pair in zip(films, others, strict=False) for piece in pair)
 
 
 def _asked(text: str, media: Sequence[FrameCodes]) -> Prompt:

@@ -94,7 +94,7 @@ class Session:
         #: pictures and videos that the next question is about
         self._media: list[FrameCodes] = []
         #: with `remember`, the last prompt and its answer
-        self._last_turn: tuple[Prompt, str] | None = None
+        self._last_turn: tuple[Prompt, Prompt] | None = None
         #: what `_kept` has read; the buffers are in `_newest`, which came from it
         self._kept_ids: list[int] = []
         self._kept: State | None = None
@@ -160,7 +160,7 @@ class Session:
             raise
         self._media = []
         if self.remember:
-            self._last_turn = (prompt, answer.text)
+            self._last_turn = (prompt, prompts.in_pieces(answer.text, answer.films))
             self._kept, self._kept_ids = self._newest, ids + tokens
         return answer
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lwm.nano import recipe, vision
+from lwm.nano import text, vision
 
 FIGURES = Path("docs/nano")
 KEPT_ROWS = 150
@@ -57,7 +57,7 @@ def main() -> None:
     """Keep and draw every stage that has run here."""
     FIGURES.mkdir(parents=True, exist_ok=True)
     for presets, picture, told in (
-        (recipe.STAGES, "curve.png", "training (grey), held-out text and answers (blue)"),
+        (text.STAGES, "curve.png", "training (grey), held-out text and answers (blue)"),
         (vision.STAGES, "vision_curve.png", "training (grey), held-out clips: text (blue), codes (orange)"),
     ):
         stages = []

@@ -1,8 +1,6 @@
 """How the embedded model learned to see, draw and film: LWM's order of stages, pictures, then clips, then long videos.
 
-    python -m lwm.nano.world_records --codec runs/nano-codec/model --out runs/world
-
-makes the records. Every stage goes on with text, or the model would forget where numbers are hidden; LWM mixed 16% of
+Every stage goes on with text, or the model would forget where numbers are hidden; LWM mixed 16% of
 text into its vision stages for the same reason (paper, section 4.1).
 """
 
@@ -16,8 +14,8 @@ from lwm.data.examples import RecordData
 from lwm.data.mixture import MixedData
 from lwm.model.config import SIZES, Compute, lengthen
 from lwm.nano.films import FilmData
-from lwm.nano.recipe import LONG, RUNS
 from lwm.nano.tasks import TaskData
+from lwm.nano.text import LONG, RUNS
 from lwm.nano.train_tokenizer import TOKENIZER_FILE
 from lwm.nano.world_records import DRAW, LOOK, LOOK_ON, STORY, UNASKED
 from lwm.train.optimizer import OptimizerConfig

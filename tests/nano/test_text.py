@@ -5,7 +5,7 @@ import pytest
 from lwm.core.params import count
 from lwm.data.tokenizer import load_tokenizer
 from lwm.model.transformer import declare
-from lwm.nano.recipe import RUNS, STAGES
+from lwm.nano.text import RUNS, STAGES
 
 
 def test_each_stage_starts_from_the_one_before_and_the_rotary_base_only_rises():
