@@ -38,10 +38,11 @@ def mesh():
     return make_mesh(MeshShape(), jax.devices()[:1])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("config", [PATCH, VQGAN], ids=["patch", "vqgan"])
-def test_there_and_back(tmp_path, mesh, config):
-    params = drawn(config)
-    save_codec(tmp_path / "model", config, params)
+def test_there_and_back(tmp_path, mesh, config, dtype):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), drawn(config))
+    save_codec(tmp_path / "model", config, params, dtype)
     assert read_codec_config(tmp_path / "model") == config
     frames = np.random.default_rng(0).integers(256, size=(3, 32, 32, 3), dtype=np.uint8)
     codec = load_codec(tmp_path / "model", mesh)

@@ -34,6 +34,7 @@ def nano_codec() -> CodecRun:
             weight_decay=1e-4,
         ),
         revive_every=50,
+        save_dtype="float16",
         log_every=50,
         eval_every=500,
         checkpoint_every=1000,

@@ -56,7 +56,7 @@ def train_codec(run: CodecRun, resume: bool = False) -> TrainResult:
                 hooks = make_hooks(run, evaluate, sinks, checkpoints)
                 end, stopped_by = take_steps(run, begin, feed, _make_step(run, feed, mesh), hooks, checkpoints)
         if stopped_by is None and jax.process_index() == 0:
-            save_codec(run.out / "model", run.codec, end.state.params)
+            save_codec(run.out / "model", run.codec, end.state.params, run.save_dtype)
     return TrainResult(run.out, end.step, end.metrics, stopped_by)
 
 

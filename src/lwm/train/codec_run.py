@@ -1,7 +1,7 @@
 """`CodecRun`: everything that decides how a codec of pictures is trained, as one frozen value."""
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -54,6 +54,8 @@ class CodecRun(BaseRun):
     warm_start: float = 0.0
     #: steps after which entries of a codebook that nothing is near to are moved to where vectors are; 0: never
     revive_every: int = 100
+    #: precision of the codec written at the end
+    save_dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
