@@ -46,6 +46,11 @@ class DrawSampling(Sampling):
     #: it is, more draws away from what would have come unasked
     cfg: tuple[float, ...] = (1.0,)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.cfg or not all(0 <= guide < math.inf for guide in self.cfg):
+            raise UserError(f"--cfg {' '.join(map(str, self.cfg))}: give one or more numbers of 0 or more")
+
     def plain(self) -> Sampling:
         """Without the guidance."""
         return Sampling(self.temperature, self.top_k, self.top_p)

@@ -70,14 +70,16 @@ def nano_films() -> Run:
 
     lwm train nano-films
     """
-    text = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
+    long = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
+    short = replace(LONG, lengths=(8192, 2048, 1024, 512), length_shares=(0.2, 0.2, 0.3, 0.3), confusers=0.03)
     parts = (
-        (_records("pictures"), 0.27),
+        (_records("pictures"), 0.255),
         (_records("stories", (STORY,)), 0.05),
         (_records("clips_4"), 0.2),
         (_records("clips_8"), 0.4),
         (_films(max_clips=58), 0.06),
-        (text, 0.02),
+        (long, 0.015),
+        (replace(short, max_facts=12, max_questions=20), 0.02),
     )
     return _stage("nano-films", parts, steps=500, learning_rate=1e-3, after="nano-clips")
 
