@@ -1,9 +1,9 @@
 """What a model is asked about the small world: to draw, to film, to tell, to answer, to find a frame in a long video.
 
-Scenes come from seeds that no training draws from. Drawings are read back by the world's own checker.
+Scenes are such as are kept out of training. Drawings are read back by the world's own checker.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,12 @@ from lwm.infer.prompts import Prompt
 from lwm.infer.session import require_tokenizer
 from lwm.vqgan.codec import FrameCodec
 from lwm.weights.store import LoadedModel
-from lwm.world.checker import Reading, direction_of, read
+from lwm.world.checker import Reading, direction_of, found_at, read
 from lwm.world.draw import draw
 from lwm.world.film import CLIP, film_questions, random_film
 from lwm.world.language import Told, caption, place_of, understand
 from lwm.world.questions import questions
-from lwm.world.scene import HELD_OUT_PAIRS, MAX_SPRITES, Look, Scene, Sprite, choose, random_scene
+from lwm.world.scene import HELD_OUT_PAIRS, MAX_SPRITES, Look, Scene, Sprite, random_scene, scene_for
 
 #: seeds of training lie below
 SEED = 1 << 41
@@ -72,8 +72,7 @@ class Drawing:
         """What is to be drawn, and the words for it."""
         rng = np.random.default_rng((SEED, number, NEW if self.new else IMAGES if self.num_frames == 1 else CLIPS))
         if not self.new:
-            most = MAX_SPRITES if self.num_frames == 1 else 2
-            scene = random_scene(rng, self.num_frames, most, frozenset(HELD_OUT_PAIRS))
+            scene = scene_for(True, rng, self.num_frames, MAX_SPRITES if self.num_frames == 1 else 2)
             return scene, caption(scene, rng)
         shape, colour = HELD_OUT_PAIRS[number % len(HELD_OUT_PAIRS)]
         (sprite,) = random_scene(rng, 1, 1).sprites
@@ -108,35 +107,44 @@ def attributes(words: str, readings: Sequence[Reading]) -> list[tuple[str, bool]
     meaning = understand(words)
     if meaning is None:
         raise ValueError(f"not a caption of this world: {words!r}")
-    found: list[tuple[str, bool]] = []
-    for told in meaning.sprites:
-        choices = [_of_look(told, look, readings) for reading in readings[:1] for look in reading.looks]
-        nothing = [(name, False) for name, asked in _asked(told) if asked is not None]
-        found += max(choices, key=lambda choice: sum(was for _, was in choice), default=nothing)
+    found = [judged for told in meaning.sprites for judged in _of_sprite(told, readings)]
     if meaning.ground is not None:
         found.append(("ground", readings[0].ground == meaning.ground))
-    return [*found, ("count", len(readings[0].looks) == len(meaning.sprites))]
+    at_first = sum(told.event != "appears" for told in meaning.sprites)
+    return [*found, ("count", len(readings[0].looks) == at_first)]
 
 
-def _asked(told: Told) -> tuple[tuple[str, str | None], ...]:
-    return (
-        ("shape", told.shape),
-        ("colour", told.colour),
-        ("size", told.size),
-        ("place", told.place),
-        ("direction", told.direction),
-    )
+def _of_sprite(told: Told, readings: Sequence[Reading]) -> list[tuple[str, bool]]:
+    """What is asked of one sprite, judged on the shape that comes nearest where it should first be seen."""
+    first = readings[0]
+    if told.event == "appears":  # in whichever frame
+        first = next((later for later in readings[1:] if found_at(later, told.shape, told.colour)), first)
+    choices = [_of_look(told, look, readings) for look in first.looks]
+    nothing = [(name, False) for name, asked, _ in _asked(told, None, readings) if asked is not None]
+    return max(choices, key=lambda choice: sum(was for _, was in choice), default=nothing)
 
 
 def _of_look(told: Told, look: Look, readings: Sequence[Reading]) -> list[tuple[str, bool]]:
-    true = {
-        "shape": look.shape,
-        "colour": look.colour,
-        "size": look.size,
-        "place": place_of(look.x, look.y),
-        "direction": direction_of(readings, told.shape, told.colour),
-    }
-    return [(name, true[name] == asked) for name, asked in _asked(told) if asked is not None]
+    return [(name, true == asked) for name, asked, true in _asked(told, look, readings) if asked is not None]
+
+
+def _asked(told: Told, look: Look | None, readings: Sequence[Reading]) -> Iterator[tuple[str, str | None, str | None]]:
+    """Each attribute, what is asked of it, and what the frames show."""
+    yield "shape", told.shape, look and look.shape
+    yield "colour", told.colour, look and look.colour
+    yield "size", told.size, look and look.size
+    yield "place", told.place, look and place_of(look.x, look.y)
+    if len(readings) > 1:
+        yield "direction", told.direction, direction_of(readings, told.shape, told.colour)
+        yield "event", told.event, _event(told, readings[0], readings[-1])
+
+
+def _event(told: Told, first: Reading, last: Reading) -> str | None:
+    """What became of a shape between the first frame and the last."""
+    before, after = (bool(found_at(reading, told.shape, told.colour)) for reading in (first, last))
+    if told.into is not None and before and not after and found_at(last, told.shape, told.into):
+        return "changes"
+    return {(False, True): "appears", (True, False): "vanishes"}.get((before, after))
 
 
 @dataclass(frozen=True)
@@ -240,5 +248,4 @@ Task = Drawing | Telling | Asking | Finding
 
 def _scene(number: int, num_frames: int, task: int) -> Scene:
     rng = np.random.default_rng((SEED, number, num_frames, task))
-    most = int(choose(rng, range(1, MAX_SPRITES + 1))) if num_frames == 1 else 2
-    return random_scene(rng, num_frames, most, frozenset(HELD_OUT_PAIRS))
+    return scene_for(True, rng, num_frames, MAX_SPRITES if num_frames == 1 else 2)

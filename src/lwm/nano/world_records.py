@@ -27,7 +27,7 @@ from lwm.world.draw import draw
 from lwm.world.film import CLIP, mark
 from lwm.world.language import caption
 from lwm.world.questions import questions
-from lwm.world.scene import HELD_OUT_PAIRS, MAX_SPRITES, Scene, choose, random_scene
+from lwm.world.scene import HELD_OUT_PAIRS, MAX_SPRITES, Scene, choose, scene_for
 from lwm.world.story import random_story
 
 TURNS = 4
@@ -58,12 +58,14 @@ class Records:
     max_sprites: int = MAX_SPRITES
     #: on the ground of the marked frames of films
     marked: bool = False
+    #: of scenes that no other file shows
+    held_out: bool = False
     seed: int = 0
 
     def scene(self, place: int) -> tuple[Scene, np.random.Generator]:
         """The scene of a record, and the generator that its words are drawn from."""
         rng = np.random.default_rng((self.seed, place))
-        scene = random_scene(rng, self.num_frames, self.max_sprites, frozenset(HELD_OUT_PAIRS))
+        scene = scene_for(self.held_out, rng, self.num_frames, self.max_sprites)
         return mark(scene) if self.marked else scene, rng
 
 
@@ -73,7 +75,7 @@ FILES: dict[str, Records] = {
     "clips_4": Records(20_000, num_frames=4, max_sprites=2, seed=2),
     "clips_8": Records(20_000, num_frames=CLIP, max_sprites=2, seed=3),
     "marked": Records(5_000, max_sprites=1, marked=True, seed=4),
-    "held_out": Records(1_000, num_frames=CLIP, max_sprites=2, seed=5),
+    "held_out": Records(1_000, num_frames=CLIP, max_sprites=2, held_out=True, seed=5),
 }
 
 

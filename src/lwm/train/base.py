@@ -18,7 +18,7 @@ from lwm.train.optimizer import OptimizerConfig
 CONFIG = "config.json"
 
 #: of the data, what may change while a run pauses: the loader knows the records by file names and number
-_MAY_CHANGE = (("data", "path"), ("data", "max_bad_records"))
+_MAY_CHANGE = ("path", "max_bad_records")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +108,21 @@ def require_same_run(run: BaseRun, stored: Mapping[str, Any]) -> None:
 
 def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """What must stay the same for a resumed run to be the same run; the loader compares the settings of its own."""
-    blocks = {
-        f"{block}.{name}": value
-        for block in ("model", "codec", "data")
-        for name, value in values.get(block, {}).items()
-        if (block, name) not in _MAY_CHANGE
-    }
-    return blocks | {"tokenizer": values.get("tokenizer_sha256")}
+    identity = {"tokenizer": values.get("tokenizer_sha256")}
+    for block in ("model", "codec", "data"):
+        held = values.get(block)
+        fields = held.items() if isinstance(held, Mapping) else [("", held)]
+        identity |= {f"{block}.{name}".rstrip("."): _without_places(value, name) for name, value in fields}
+    return identity
+
+
+def _without_places(value: Any, name: str = "") -> Any:
+    """What may change of data, alone or in a mixture, is left out."""
+    if name in _MAY_CHANGE:
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_places(part, key) for key, part in value.items()}
+    return [_without_places(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def open_directory(run: BaseRun) -> None:

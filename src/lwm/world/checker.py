@@ -88,16 +88,19 @@ def _made(look: Look, shown: Float32[np.ndarray, "side side 3"]) -> float:
 
 
 def direction_of(readings: Sequence[Reading], shape: str, colour: str) -> Direction | None:
-    """Which way a shape of that colour goes through consecutive frames; None: it is not there, or goes no one way."""
-    places = [
-        (look.x, look.y)
-        for reading in readings
-        for look in reading.looks
-        if (look.shape, look.colour) == (shape, colour)
-    ]
-    steps = [(x - before_x, y - before_y) for (before_x, before_y), (x, y) in pairwise(places)]
-    if not steps:
-        return None
-    votes = {name: sum(step == wanted for step in steps) for name, wanted in DIRECTIONS.items()}
-    best = max(votes, key=lambda name: votes[name])
-    return best if votes[best] > len(steps) / 2 else None
+    """Which way a shape of that colour goes where it is first seen in two frames; None: it is not, or goes no such way.
+
+    Later it may have turned round at an edge.
+    """
+    places = [found_at(reading, shape, colour) for reading in readings]
+    for before, after in pairwise(places):
+        if before is not None and after is not None:
+            step = (after[0] - before[0], after[1] - before[1])
+            return next((name for name, wanted in DIRECTIONS.items() if step == wanted), None)
+    return None
+
+
+def found_at(reading: Reading, shape: str, colour: str) -> tuple[int, int] | None:
+    """Where a shape of that colour is in a frame."""
+    found = ((look.x, look.y) for look in reading.looks if (look.shape, look.colour) == (shape, colour))
+    return next(found, None)

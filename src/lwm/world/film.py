@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from lwm.world.draw import draw
 from lwm.world.questions import Question
-from lwm.world.scene import MARKED, Colour, Scene, Shape, choose, random_scene
+from lwm.world.scene import MARKED, Colour, Scene, Shape, choose, random_scene, scene_for
 
 #: frames of a clip
 CLIP = 8
@@ -58,9 +58,9 @@ def mark(scene: Scene) -> Scene:
 def random_film(
     rng: np.random.Generator, num_frames: int, forbidden: frozenset[tuple[Shape, Colour]] = frozenset()
 ) -> Film:
-    """Clips of one or two sprites, and a marked picture of one; as many whole clips as there is room for."""
+    """As many whole clips as there is room for, and a marked picture of one sprite that no training shows."""
     clips = tuple(random_scene(rng, CLIP, 2, forbidden) for _ in range(max(1, num_frames // CLIP)))
-    return Film(clips, mark(random_scene(rng, 1, 1, forbidden)), random_place(rng, len(clips)))
+    return Film(clips, mark(scene_for(True, rng, 1, 1, forbidden)), random_place(rng, len(clips)))
 
 
 def film_questions(film: Film, rng: np.random.Generator) -> list[Question]:

@@ -4,6 +4,7 @@ Words come in different orders and some are left out: with a fixed order a model
 follow each other, and cannot draw what it has not seen.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -46,6 +47,8 @@ class Meaning:
     def holds_of(self, scene: Scene) -> bool:
         """Whether it names every sprite of the scene, and nothing it says is wrong."""
         if self.ground not in (None, scene.ground) or len(self.sprites) != len(scene.sprites):
+            return False
+        if scene.num_frames > 1 and any(told.direction is None for told in self.sprites):
             return False
         return all(any(_fits(told, sprite, scene) for told in self.sprites) for sprite in scene.sprites)
 
@@ -111,6 +114,8 @@ def _move(sprite: Sprite, rng: np.random.Generator) -> str:
 def understand(text: str) -> Meaning | None:
     """The meaning of a caption; None: it is not one of this world."""
     text = text.lower()
+    if not _known_words().issuperset(re.findall(r"[^\s.,]+", text)):
+        return None
     told = []
     for clause in re.split(r"\. *|\band (?=an? |at the |in the middle an? )", text.strip().rstrip(".")):
         shapes = re.findall(rf"\b({'|'.join(SHAPES)})\b", clause)
@@ -128,9 +133,17 @@ def understand(text: str) -> Meaning | None:
     return Meaning(frozenset(told), grounds[0] if grounds else None)
 
 
+@functools.cache
+def _known_words() -> frozenset[str]:
+    """All that captions are made of."""
+    wordings = (*_MOVES, *_STAYS, *(words for some in _EVENTS.values() for words in some), *_COLUMNS, *_ROWS)
+    names = (*SHAPES, *COLOURS, *SIZES, *GROUNDS, *DIRECTIONS)
+    return frozenset(" ".join((*wordings, *names, "a an at the in on and that is middle")).replace("{}", "").split())
+
+
 def _told(clause: str, shape: str, colour: str, into: str | None) -> Told:
     size = re.search(rf"\b({'|'.join(SIZES)})\b", clause)
-    where = re.search(r"\b(?:at|in) the ((?:top|bottom)(?: left| right)?|left|right|middle)\b", clause)
+    where = re.search(r"\b(?:at|in) the ((?:top|bottom)(?: left| right)?|left|right|middle(?! left| right))\b", clause)
     ways = "|".join(name for name in DIRECTIONS if name != "still")
     way = re.search(rf"\b(?:moves|goes|travels|moving) ({ways})\b", clause)
     stays = re.search(r"stays where it is|stands still|does not move", clause)
