@@ -79,6 +79,7 @@ def nano_text() -> Run:
         eval_every=50,
         checkpoint_every=100,
         init_from="nano",
+        vision_share=0.0,
         out=Path("runs/nano-text"),
     )
 

@@ -120,5 +120,13 @@ def test_the_whole_of_it_and_going_on(subject, tmp_path):
 def test_odd_wishes_are_refused():
     with pytest.raises(UserError, match="0 pictures"):
         WorldConfig("tiny", Path("out"), pictures=0)
-    with pytest.raises(UserError, match="a clip of them has 8"):
-        WorldConfig("tiny", Path("out"), film_frames=(4,))
+    for lengths in ((4,), (), (16, 16), (20,)):
+        with pytest.raises(UserError, match="different multiples of 8"):
+            WorldConfig("tiny", Path("out"), film_frames=lengths)
+
+
+def test_a_codec_of_another_model_is_refused_before_anything_is_written(subject, tmp_path):
+    codec = FrameCodec(subject.codec._params, replace(CODEC, quantizer=Codebook(32, 8)), subject.codec.mesh)
+    with pytest.raises(UserError, match="the codec is not the model's"):
+        run_world(WorldConfig("tiny", tmp_path / "out"), replace(subject, codec=codec))
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from lwm.core.vocab import Vocab
+from lwm.data.vision import FrameIds
 from lwm.infer import prompts
 
 
@@ -54,14 +56,48 @@ def test_multi_needle() -> None:
     )
 
 
+class Letters:
+    """Ids are characters; those of 1000 and more are codes."""
+
+    size, bos_id, eos_id = 1000, None, None
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+VOCAB = Vocab(text_size=1000, vision_size=10, num_codes=8, tokens_per_frame=2)
+
+
+def shown(prompt):
+    return [piece if isinstance(piece, str) else piece.tolist() for piece in prompt]
+
+
 def test_what_an_answer_drew_stays_where_it_was_drawn():
-    film, other = np.zeros((2, 4), np.int32), np.ones((1, 4), np.int32)
-    text = "Here: <vision></vision> and <vision></vision> done."
-    answer = prompts.in_pieces(text, [film, other])
-    assert [piece if isinstance(piece, str) else len(piece) for piece in answer] == ["Here: ", 2, " and ", 1, " done."]
-    turn = prompts.next_turn((prompts.chat("Draw!"),), answer, "Why?", [film])
-    assert [piece if isinstance(piece, str) else len(piece) for piece in turn] == [
-        f"{prompts.chat('Draw!')} Here: ", 2, " and ", 1, " done. USER: Why?\n", 2, " ASSISTANT:",
+    letters = Letters()
+    film, other = np.zeros((2, 2), np.int32), np.ones((1, 2), np.int32)
+    ids = FrameIds(VOCAB, letters).of
+    answer = [*letters.encode(" Here: "), *ids(film), *letters.encode(" and "), *ids(other), *letters.encode(" done. ")]
+    pieces = prompts.in_pieces(answer, letters, VOCAB)
+    assert shown(pieces) == ["Here: ", film.tolist(), " and ", other.tolist(), " done."]
+    turn = prompts.next_turn((prompts.chat("Draw!"),), pieces, "Why?", [film])
+    assert shown(turn) == [
+        f"{prompts.chat('Draw!')} Here: ", film.tolist(), " and ", other.tolist(), " done. USER: Why?\n", film.tolist(),
+        " ASSISTANT:",
     ]  # fmt: skip
-    assert prompts.in_pieces("No picture <vision></vision>", []) == ("No picture <vision></vision>",)
-    assert prompts.in_pieces("Broken off", [film]) == ("Broken off",)
+
+
+def test_answers_that_begin_with_a_picture_or_break_off_in_one():
+    letters = Letters()
+    film = np.zeros((2, 2), np.int32)
+    drawn = prompts.in_pieces(FrameIds(VOCAB, letters).of(film), letters, VOCAB)
+    assert shown(drawn) == ["", film.tolist(), ""]
+    assert shown(prompts.next_turn(("Draw! ASSISTANT:",), drawn, "Why?")) == [
+        "Draw! ASSISTANT:", film.tolist(), " USER: Why? ASSISTANT:",
+    ]  # fmt: skip
+    one, two = letters.encode("One.<vision>"), letters.encode(" Two.<vision>")
+    unclosed = [*one, 1000, 1001, 1009, *two, 1002, 1003, 1008, 1001]
+    assert shown(prompts.in_pieces(unclosed, letters, VOCAB)) == ["One.", [[0, 1]], " Two.", [[2, 3]], ""]
+    assert prompts.in_pieces(letters.encode(" Words. "), letters, VOCAB) == ("Words.",)

@@ -120,7 +120,7 @@ def test_idle_codes_come_back_to_life(tmp_path):
         frames = jnp.stack([Blobs()[place][0] for place in range(32)])
         batch = Pictures(frames, jnp.ones(frames.shape[:3]))
         before = reconstruct(state.params, frames, VQGAN).codes
-        after = make_revival(run)(state, batch, jax.random.key(1))
+        after = make_revival(run)(state, [batch], jax.random.key(1))
         codes = reconstruct(after.params, frames, VQGAN).codes
     assert len(np.unique(before)) == 1
     assert len(np.unique(codes)) > 20

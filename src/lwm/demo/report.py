@@ -38,6 +38,7 @@ def page(needles: NeedleReport, conversation: Conversation, facts: Row, world: W
         excerpt=_excerpt(conversation),
         transcript="".join(_turn(turn) for turn in conversation.turns),
         score=f"{sum(turn.correct for turn in conversation.turns)} of {len(conversation.turns)}",
+        and_to_see="" if world is None else ", and to see and draw a world of four shapes",
         world="" if world is None else world_section(world, facts["seconds"]["world"]),
         timings=_definitions(_timings(conversation, facts)),
         versions=_definitions(facts["versions"].items()),

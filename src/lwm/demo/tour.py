@@ -34,6 +34,7 @@ from lwm.infer.session import require_tokenizer
 from lwm.nano.corpus import Document, held_out_documents
 from lwm.weights.codec_store import load_codec
 from lwm.weights.store import LoadedModel, load_model
+from lwm.world.draw import SIDE
 from lwm.world.film import CLIP
 
 LENGTHS = tuple(1024 * 2**doubling for doubling in range(7))  # 1K to 64K
@@ -52,7 +53,7 @@ class DemoConfig:
 
     #: where report.html, results.json, summary.json and heat_map.png go
     out: Path = Path("report")
-    #: how long it may take; with more of it the grid goes further
+    #: about how long it may take; with more of it the grid goes further
     seconds: int = 270
     #: of the long video, at one a second: an hour
     film_frames: int = 3600
@@ -75,7 +76,7 @@ class DemoReport:
     needles: NeedleReport
     conversation: Conversation
     facts: Row
-    #: None of a model of text alone
+    #: None of a model that does not see the small world
     world: WorldSeen | None = None
 
     def renderables(self) -> tuple[Table, ...]:
@@ -122,18 +123,19 @@ def run_demo(
         model = load_model(name, mesh or make_mesh(MeshShape(fsdp=1, sp=-1)))
         tokenizer = require_tokenizer(model)
         engine = Engine.of(model)
+        subject = _subject(model, engine)
         load_seconds = time.monotonic() - began
         tell("reading the documents")
         documents = held_out_documents()
         haystack = Haystack.of("\n".join(document.text for document in documents), tokenizer.encode)
         task = NeedleTask(haystack, tokenizer, engine, config.seed, NEEDLE_ANSWER_TOKENS)
-        share = GRID_SHARE["vision" if model.config.vocab.vision_size else "text"]
+        share = GRID_SHARE["text" if subject is None else "vision"]
         grid = survey(task.run, LENGTHS, began + share * config.seconds, lambda rows: tell(_note(rows)))
         tell("asking about one document")
         longest = max(documents, key=lambda document: len(document.text))
         spoken = converse(engine, tokenizer, longest, _readable_length(grid, model, config.seconds), config.seed)
         looking = time.monotonic()
-        world = _see(config, model, engine, tell)
+        world = None if subject is None else see_world(subject, config.film_frames, config.seed, tell)
         seconds = {"load": load_seconds, "world": time.monotonic() - looking}
         seconds |= {"compile": compiled(), "all": time.monotonic() - began}
     report = replace(_report(config, name, model, documents, haystack, grid, spoken, seconds), world=world)
@@ -141,11 +143,12 @@ def run_demo(
     return report
 
 
-def _see(config: DemoConfig, model: LoadedModel, engine: Engine, tell: Callable[[str], None]) -> WorldSeen | None:
+def _subject(model: LoadedModel, engine: Engine) -> Subject | None:
+    """None: a model of text alone, or one that draws other pictures than those of the small world."""
     if not model.config.vocab.vision_size:
         return None
-    subject = Subject(model, engine, load_codec(model.directory, model.mesh), DrawSampling())
-    return see_world(subject, config.film_frames, config.seed, tell)
+    codec = load_codec(model.directory, model.mesh)
+    return Subject(model, engine, codec, DrawSampling()) if codec.resolution == SIDE else None
 
 
 def _seen(world: WorldSeen) -> Table:
@@ -183,7 +186,7 @@ def _report(
     about = {"model": name, "needles": 1, "retrieve": 1}
     about |= {"max_context": limit, "haystack_tokens": haystack.num_tokens}
     command = ["lwm", "demo", "--out", str(config.out)]
-    command += ["--seconds", str(config.seconds), "--seed", str(config.seed)]
+    command += ["--seconds", str(config.seconds), "--film-frames", str(config.film_frames), "--seed", str(config.seed)]
     leaves = jax.tree.leaves(model.params)
     facts = {
         "model": name,

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lwm.evals.world_tasks import Drawing, Subject, Telling
-from lwm.infer import prompts
 from lwm.infer.session import Session
 from lwm.world.checker import read
 from lwm.world.draw import draw
@@ -147,10 +146,9 @@ def _story(subject: Subject, seed: int) -> StoryTold:
     story = random_story(np.random.default_rng((SEED, seed)), frozenset(HELD_OUT_PAIRS))
     session = Session(subject.model, subject.engine, max_new_tokens=STORY_TOKENS)
     answer = session.ask(story.asked)
-    films = [subject.codec.decode(film) for film in answer.films]
-    said = prompts.in_pieces(answer.text, answer.films)
-    pieces = [piece.strip() if isinstance(piece, str) else subject.codec.decode(piece) for piece in said]
+    decode = subject.codec.decode
+    pieces = [piece.strip() if isinstance(piece, str) else decode(piece) for piece in answer.pieces]
     (sprite,) = story.pictures[0].sprites
-    seen = [read(film[0]).looks for film in films]
+    seen = [read(piece[0]).looks for piece in pieces if not isinstance(piece, str)]
     shown = tuple(piece for piece in pieces if len(piece))
     return StoryTold(story.asked, shown, sum(sprite.shape in {look.shape for look in looks} for looks in seen))

@@ -23,11 +23,13 @@ from lwm.evals.needle import fingerprint
 from lwm.evals.score import wilson_interval
 from lwm.evals.world_codec import held_out_scenes, score_codec
 from lwm.evals.world_tasks import Asking, Drawing, Finding, Subject, Task, Telling
+from lwm.weights.codec_store import require_same_codes
 from lwm.world.draw import SIDE
 from lwm.world.film import CLIP
 
 #: told (questions answered, questions in all, what was just done)
 OnRows = Callable[[int, int, str], None]
+BEYOND = "the longest videos are longer than the texts that the model was trained for"
 #: of which task how many answers are shown, and where
 SHOWN = {"drawn.png": ("pictures drawn", 24), "filmed.png": ("clips filmed", 8)}
 
@@ -57,8 +59,9 @@ class WorldConfig:
                 f"{self.pictures} pictures, {self.clips} clips, {self.films} films: "
                 "ask for 1 or more pictures and clips"
             )
-        if not self.film_frames or min(self.film_frames) < CLIP:
-            raise UserError(f"films of {self.film_frames} frames: a clip of them has {CLIP}")
+        lengths = self.film_frames
+        if not lengths or min(lengths) < CLIP or any(n % CLIP for n in lengths) or len({*lengths}) < len(lengths):
+            raise UserError(f"films of {lengths} frames: give different multiples of {CLIP}, the frames of a clip")
 
     def tasks(self) -> Iterator[Task]:
         """What is asked, in order."""
@@ -94,7 +97,8 @@ class WorldReport:
 
     def table(self) -> Table:
         """A line for each task, and one for each attribute of what was drawn."""
-        table = Table(title=f"{self.facts['model']} in the small world, % right", caption="95% intervals (Wilson)")
+        notes = ["95% intervals (Wilson)", *([BEYOND] if self.facts["beyond"] else [])]
+        table = Table(title=f"{self.facts['model']} in the small world, % right", caption="; ".join(notes))
         for name in ("task", "right", "95%", "asked"):
             table.add_column(name, justify="left" if name == "task" else "right")
         for name, counted in self.by_task().items():
@@ -116,6 +120,7 @@ def run_world(config: WorldConfig, subject: Subject, on_rows: OnRows | None = No
         UserError: the codec is not one of this world, the model does not draw, a directory that cannot be written or
             holds other settings.
     """
+    require_same_codes(subject.model.config.vocab, subject.codec.config)
     if subject.codec.resolution != SIDE:
         raise UserError(f"the small world is drawn at {SIDE} pixels a side, and the codec's pictures have others")
     settings = _settings(config, subject)
@@ -141,7 +146,8 @@ def run_world(config: WorldConfig, subject: Subject, on_rows: OnRows | None = No
 
 
 def _settings(config: WorldConfig, subject: Subject) -> Row:
-    """All that the answers depend on."""
+    """All that the answers depend on, and whether films are longer than what the model was made for."""
+    vocab = subject.model.config.vocab
     return {
         "model_digest": fingerprint(subject.model.directory),
         "dtype": subject.engine.compute.dtype,
@@ -149,6 +155,7 @@ def _settings(config: WorldConfig, subject: Subject) -> Row:
         "clips": config.clips,
         "films": config.films,
         "film_frames": list(config.film_frames),
+        "beyond": max(config.film_frames) * (vocab.tokens_per_frame + 1) > subject.model.config.max_context,
         "seed": config.seed,
         **asdict(subject.sampling),
         "cfg": list(subject.sampling.cfg),

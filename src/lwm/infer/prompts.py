@@ -4,13 +4,14 @@ Each function returns the text up to where the model's answer begins. Every spac
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 from jaxtyping import Int32
 
 from lwm.core.vocab import Vocab
 from lwm.data.tokenizer import Tokenizer
-from lwm.data.vision import CLOSING, OPENING, FrameIds
+from lwm.data.vision import CLOSING, OPENING, FrameIds, films_in
 
 #: texts, and the codes of frames between them
 FrameCodes = Int32[np.ndarray, "_ P"]
@@ -65,14 +66,25 @@ def about_frames(question: str, media: Sequence[FrameCodes]) -> Prompt:
 def next_turn(conversation: Prompt, answer: Prompt, question: str, media: Sequence[FrameCodes] = ()) -> Prompt:
     """The next question after `conversation` (the previous prompt) was answered by `answer` (see `in_pieces`)."""
     (*before, last), (first, *others) = conversation, answer
-    *said, end = f"{str(last).rstrip()} {first}", *others
+    asked = str(last).rstrip()
+    *said, end = f"{asked} {first}" if first else asked, *others
     return *before, *said, *_asked(f"{end} USER: {question}", media)
 
 
-def in_pieces(text: str, films: Sequence[FrameCodes]) -> Prompt:
-    """An answer's text with its films where `<vision></vision>` holds their places; text comes first and last."""
-    first, *others = text.split(OPENING + CLOSING, maxsplit=len(films))
-    return first, *(piece for pair in zip(films, others, strict=False) for piece in pair)
+def in_pieces(ids: Sequence[int], tokenizer: Tokenizer, vocab: Vocab) -> Prompt:
+    """An answer as text and films in turn. Text comes first and last, without the marks around films."""
+    texts, films = [""], list[FrameCodes]()
+    for is_vision, run in groupby(ids, lambda token: token >= vocab.text_size):
+        own = list(run)
+        if not is_vision:
+            texts[-1] += tokenizer.decode(own)
+        for film in films_in(own, vocab):
+            films.append(film)
+            texts[-1] = texts[-1].removesuffix(OPENING)
+            texts.append("")
+    first, *others = texts[0].lstrip(), *(text.removeprefix(CLOSING) for text in texts[1:])
+    *said, last = first, *(piece for pair in zip(films, others, strict=True) for piece in pair)
+    return *said, str(last).rstrip()
 
 
 def _asked(text: str, media: Sequence[FrameCodes]) -> Prompt:

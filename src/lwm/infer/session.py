@@ -17,7 +17,7 @@ import numpy as np
 from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.data.tokenizer import Tokenizer
-from lwm.data.vision import FrameIds, films_in
+from lwm.data.vision import FrameIds
 from lwm.infer import prompts
 from lwm.infer.engine import Engine, State
 from lwm.infer.prompts import FrameCodes, Prompt
@@ -49,8 +49,13 @@ class Answer:
     answer_seconds: float
     #: False: the answer was cut at the most tokens allowed
     finished: bool
-    #: codes of the pictures and videos that were drawn in it
-    films: list[FrameCodes] = field(default_factory=list)
+    #: the same with the codes of what was drawn where it was drawn: text, a film, text, ...
+    pieces: Prompt = ()
+
+    @property
+    def films(self) -> list[FrameCodes]:
+        """Codes of the pictures and videos that were drawn in it."""
+        return [piece for piece in self.pieces if not isinstance(piece, str)]
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ class Session:
             raise
         self._media = []
         if self.remember:
-            self._last_turn = (prompt, prompts.in_pieces(answer.text, answer.films))
+            self._last_turn = (prompt, answer.pieces)
             self._kept, self._kept_ids = self._newest, ids + tokens
         return answer
 
@@ -203,7 +208,7 @@ class Session:
             stream.end()
         answer = Answer(
             text=self.tokenizer.decode(text_ids(tokens, vocab.text_size)).strip(),
-            films=films_in(tokens, vocab),
+            pieces=prompts.in_pieces(tokens, self.tokenizer, vocab),
             prompt_tokens=len(ids),
             read_tokens=len(ids) - shared,
             answer_tokens=len(tokens),

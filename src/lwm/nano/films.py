@@ -35,6 +35,12 @@ class FilmData:
     #: films before the source ends and begins again
     num_records: int = 1 << 20
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_clips <= self.max_clips:
+            raise UserError(f"films of {self.min_clips} to {self.max_clips} clips: give 1 or more, the lower one first")
+        if self.span < 0 or self.seed < 0:
+            raise UserError(f"a span of {self.span} and a seed of {self.seed}: both must be 0 or more")
+
     def open(self, tokenizer: Tokenizer, vocab: Vocab) -> "FilmSource":
         """Read the codes.
 
@@ -88,7 +94,8 @@ def _codes(directory: str, name: str, vocab: Vocab) -> UInt16[np.ndarray, "recor
         rows = parquet.read_table(file, columns=["vision"])["vision"].to_pylist()
     except (OSError, ArrowException) as error:
         raise UserError(f"cannot read {file}: {error}; make it with python -m lwm.nano.world_records") from None
-    codes = np.frombuffer(b"".join(rows), "<u2").reshape(len(rows), -1, vocab.tokens_per_frame)
-    if len(codes) != FILES[name].count or codes.max() >= vocab.num_codes:
-        raise UserError(f"{file} holds {len(codes)} records, and not those that this model learns from: make it anew")
-    return codes
+    shape = (FILES[name].count, FILES[name].num_frames, vocab.tokens_per_frame)
+    codes = np.frombuffer(b"".join(rows), "<u2")
+    if len(rows) != shape[0] or codes.size != np.prod(shape) or codes.max() >= vocab.num_codes:
+        raise UserError(f"{file} holds {len(rows)} records, and not those that this model learns from: make it anew")
+    return codes.reshape(shape)

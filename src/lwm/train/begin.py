@@ -57,7 +57,7 @@ def _num_ids(source: str | Path) -> int:
     if not _is_checkpoints(source):
         return read_config(source).vocab.size
     with Checkpoints(Path(source)) as earlier:
-        return earlier.shapes()["embedding"][0]
+        return earlier.shapes().get("embedding", (0,))[0]
 
 
 def _load(source: str | Path, config: ModelConfig, mesh: Mesh) -> Transformer:

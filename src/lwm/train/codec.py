@@ -149,9 +149,8 @@ def _make_step(run: CodecRun, feed: PictureFeed, mesh: Mesh) -> TrainStep:
         taken = int(state.step)
         due = taken == 1 or (taken % run.revive_every == 0 and taken < run.steps // 2)
         if bool(metrics["finite"]) and due:
-            pool = [feed.batch_of(taken + ahead) for ahead in range(REVIVAL_BATCHES)]
-            merged = Pictures(*(jnp.concatenate(parts) for parts in zip(*pool, strict=True)))
-            state = revive(state, merged, jax.random.fold_in(jax.random.key(run.seed), taken))
+            pool = (feed.batch_of(taken + ahead) for ahead in range(REVIVAL_BATCHES))
+            state = revive(state, pool, jax.random.fold_in(jax.random.key(run.seed), taken))
         return state, metrics
 
     return step_and_revive

@@ -52,7 +52,8 @@ class CodecRun(BaseRun):
     loss: ReconstructionLoss = field(default_factory=ReconstructionLoss)
     #: of the steps, those over which quantization comes in little by little; 0: it is there from the first
     warm_start: float = 0.0
-    #: steps after which entries of a codebook that nothing is near to are moved to where vectors are; 0: never
+    #: steps after which entries of a codebook that nothing is near to are moved to where vectors are, after the first
+    #: step and until half of them are done; 0: never
     revive_every: int = 100
     #: precision of the codec written at the end
     save_dtype: Literal["float32", "float16"] = "float32"

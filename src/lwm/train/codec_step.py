@@ -1,6 +1,6 @@
 """One step of a codec's training, its evaluation, and new life for idle entries of a codebook."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -94,23 +94,32 @@ def make_codec_evaluation(run: CodecRun) -> Callable[[Any, Pictures], tuple[Metr
     return jax.jit(evaluate)
 
 
-def make_revival(run: CodecRun) -> Callable[[TrainState, Pictures, jax.Array], TrainState]:
-    """Moves the entries of a codebook that no vector of a batch is nearest to onto vectors of that batch.
+def make_revival(run: CodecRun) -> Callable[[TrainState, Iterable[Pictures], jax.Array], TrainState]:
+    """Moves the entries of a codebook that no vector of some batches is nearest to onto vectors of those batches.
 
     They are drawn by the square of their distance from what stands for them now (k-means++, Arthur & Vassilvitskii
     2007): drawn alike, most would fall on the ground, of which there is enough already.
     """
 
-    @partial(jax.jit, donate_argnums=0)
-    def revive(state: TrainState, batch: Pictures, key: jax.Array) -> TrainState:
-        params = state.params
+    @jax.jit
+    def look(params: Any, batch: Pictures) -> tuple[Array, Array, Array]:
+        """The vectors of a batch, the square of what each is missed by, and which entries are used."""
         vectors = architecture(run.codec).encode(params, to_pixels(batch.frames), run.codec)
         codes = codes_of(vectors, params.codebook, run.codec.quantizer)
+        missed = jnp.square(vectors - vectors_of(codes, params.codebook, run.codec.quantizer)).sum(-1)
         used = jnp.zeros(len(params.codebook), bool).at[codes.ravel()].set(True)
-        missed = jnp.square(vectors - vectors_of(codes, params.codebook, run.codec.quantizer)).sum(-1).ravel()
-        candidates = vectors.reshape(-1, vectors.shape[-1])
-        drawn = jax.random.choice(key, candidates, (len(params.codebook),), p=missed / jnp.maximum(missed.sum(), 1e-30))
+        return vectors.reshape(-1, vectors.shape[-1]), missed.ravel(), used
+
+    @partial(jax.jit, donate_argnums=0)
+    def move(state: TrainState, vectors: Array, missed: Array, used: Array, key: jax.Array) -> TrainState:
+        params = state.params
+        shares = missed / jnp.maximum(missed.sum(), 1e-30)
+        drawn = jax.random.choice(key, vectors, (len(params.codebook),), p=shares)
         codebook = jnp.where(used[:, None], params.codebook, drawn)
         return replace(state, params=replace(params, codebook=codebook))
+
+    def revive(state: TrainState, batches: Iterable[Pictures], key: jax.Array) -> TrainState:
+        vectors, missed, used = zip(*(look(state.params, batch) for batch in batches), strict=True)
+        return move(state, jnp.concatenate(vectors), jnp.concatenate(missed), jnp.stack(used).any(0), key)
 
     return revive

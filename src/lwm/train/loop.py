@@ -25,11 +25,10 @@ from lwm.train.begin import starting_params
 from lwm.train.checkpoint import Checkpoints
 from lwm.train.feed import Feed
 from lwm.train.metrics import import_wandb
-from lwm.train.run import Run, require_runnable
+from lwm.train.run import Run, codec_of, require_runnable
 from lwm.train.state import abstract_state, init_state
 from lwm.train.step import make_eval_step, make_train_step, summarize
 from lwm.train.steps import Moment, TrainResult, Values, as_values, make_hooks, open_sinks, take_steps
-from lwm.weights.codec_store import copy_codec
 from lwm.weights.store import save_model
 
 
@@ -127,9 +126,8 @@ def publish(run: Run, params: Any) -> None:
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() == 0:
-        save_model(run.out / "model", as_tokenized(run), params, tokenizer_file(run.tokenizer), run.save_dtype)
-        if run.codec is not None:
-            copy_codec(run.codec, run.out / "model")
+        config, tokenizer = as_tokenized(run), tokenizer_file(run.tokenizer)
+        save_model(run.out / "model", config, params, tokenizer, run.save_dtype, codec_of(run))
 
 
 def as_tokenized(run: Run) -> ModelConfig:

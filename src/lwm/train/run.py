@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from lwm.core.errors import UserError
@@ -14,7 +15,7 @@ from lwm.data.packing import LongDocuments, Weighting
 from lwm.data.tokenizer import Tokenizer, tokenizer_file
 from lwm.model.config import Compute, ModelConfig
 from lwm.train.base import BaseRun
-from lwm.weights.codec_store import read_codec_config, require_same_codes
+from lwm.weights.codec_store import has_codec, read_codec_config, require_same_codes
 from lwm.weights.store import EMBEDDED
 
 
@@ -51,7 +52,8 @@ class Run(BaseRun):
     #: parameters to start from: another run's directory, a model directory, or the name of an embedded model;
     #: empty: one that is still to be named
     init_from: str | None = None
-    #: a directory with the codec that the frames of the records are made with, to go into the finished model
+    #: a directory with the codec of the records' frames, or the name of an embedded model: it goes into the finished
+    #: model; left out, that of the model to start from
     codec: str | None = None
     #: precision of the model directory written at the end
     save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -91,8 +93,22 @@ def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
             f"the tokenizer {run.tokenizer} does not match the model: it has {tokenizer.size} ids, "
             f"the model {run.model.vocab.text_size} text ids"
         )
+    if (codec := codec_of(run)) is not None:
+        require_same_codes(run.model.vocab, read_codec_config(codec))
+        if not has_codec(codec):
+            raise UserError(
+                f"the codec in {codec} has no tensors: name a directory that holds a whole one with --codec"
+            )
+
+
+def codec_of(run: Run) -> Path | None:
+    """Where the codec is that goes into the finished model: the one that is named, or that of what it begins from."""
     if run.codec is not None:
-        require_same_codes(run.model.vocab, read_codec_config(run.codec))
+        return EMBEDDED.get(run.codec, Path(run.codec))
+    if not run.model.vocab.vision_size or not run.init_from:
+        return None
+    beginnings = (EMBEDDED.get(run.init_from, Path(run.init_from)), Path(run.init_from) / "model")
+    return next((directory for directory in beginnings if has_codec(directory)), None)
 
 
 def require_beginning(run: Run) -> None:

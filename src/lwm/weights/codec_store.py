@@ -22,7 +22,7 @@ from lwm.vqgan.codec import FrameCodec, declare
 from lwm.vqgan.config import CodecConfig, PatchCodecConfig, VQGANConfig
 from lwm.vqgan.quantize import Codebook, Levels
 
-CONFIG, TENSORS = "codec.json", "codec.safetensors"
+CODEC_FILES = CONFIG, TENSORS = "codec.json", "codec.safetensors"
 ARCHITECTURES: dict[str, type] = {"vqgan": VQGANConfig, "patch": PatchCodecConfig}
 QUANTIZERS: dict[str, type] = {"codebook": Codebook, "levels": Levels}
 
@@ -53,19 +53,15 @@ def save_codec(directory: Path | str, config: CodecConfig, params: Any, dtype: s
     return directory
 
 
-def copy_codec(source: Path | str, directory: Path) -> None:
-    """Put the codec of one directory into another.
+def has_codec(directory: Path | str) -> bool:
+    """Whether a directory holds a codec, whole."""
+    return all((Path(directory) / name).is_file() for name in CODEC_FILES)
 
-    Raises:
-        UserError: there is none, or the directory cannot be written.
-    """
-    read_codec_config(source)
-    try:
-        for name in (TENSORS, CONFIG):
-            with whole(directory / name) as scratch:
-                shutil.copyfile(Path(source) / name, scratch)
-    except OSError as error:
-        raise UserError(f"cannot copy the codec in {source} to {directory}: {error}") from None
+
+def copy_codec(source: Path | str, directory: Path) -> None:
+    """Put the codec of one directory into another."""
+    for name in CODEC_FILES:
+        shutil.copyfile(Path(source) / name, directory / name)
 
 
 def require_same_codes(vocab: Vocab, codec: CodecConfig) -> None:

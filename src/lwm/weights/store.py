@@ -30,6 +30,7 @@ from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_
 from lwm.data.tokenizer import SPECIAL_TOKEN_FILES, TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import Transformer, declare
+from lwm.weights.codec_store import copy_codec
 
 CONFIG = "config.json"
 TENSORS = "model.safetensors"
@@ -59,8 +60,11 @@ def save_model(
     params: Transformer,
     tokenizer_file: Path | None,
     dtype: str = "bfloat16",
+    codec: Path | None = None,
 ) -> Path:
     """Write a model directory; return its path. A directory that appears is whole.
+
+    `codec` is a directory whose codec goes with the model.
 
     Everything is written beside the target first. A new directory then appears by one rename; in a directory that
     holds an older model the files are replaced with `config.json` going first and coming last, so that a crash
@@ -77,6 +81,8 @@ def save_model(
             written = Path(scratch) / directory.name
             written.mkdir()
             _write(written, config, params, tokenizer_file, jnp.dtype(dtype))
+            if codec is not None:
+                copy_codec(codec, written)
             if directory.exists():
                 _replace(directory, written)
             else:
