@@ -54,7 +54,7 @@ class DemoConfig:
     #: where report.html, results.json, summary.json and heat_map.png go
     out: Path = Path("report")
     #: about how long it may take; with more of it the grid goes further
-    seconds: int = 270
+    seconds: int = 150
     #: of the long video, at one a second: an hour
     film_frames: int = 3600
     #: of cities, numbers and stretches of text
