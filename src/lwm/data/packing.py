@@ -97,10 +97,10 @@ SHORT = 8
 
 
 def place(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Lay items into as few bins as best-fit decreasing finds; each bin lists its items in their own order.
+    """Lay items into few bins, each into the fullest that has room; each bin lists its items in their own order.
 
-    Short items are not sorted: each bin gets of them what comes. Every length must be at most `capacity`. About a
-    microsecond an item.
+    Long items come first, the longest before the others; short ones follow as they come. Every length must be at most
+    `capacity`. About a microsecond an item.
     """
     bins: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (room, bin), sorted

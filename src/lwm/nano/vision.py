@@ -43,8 +43,7 @@ def nano_pictures() -> Run:
 
     lwm train nano-pictures
     """
-    text = replace(_SHORT, lengths=(1024, 512, 256))
-    parts = ((_records("pictures"), 0.97), (text, 0.03))
+    parts = ((_records("pictures"), 0.97), (_SHORT, 0.03))
     return _stage("nano-pictures", parts, steps=400, learning_rate=2e-3, after="nano-short")
 
 
