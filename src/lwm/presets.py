@@ -161,8 +161,8 @@ def vision_1k() -> Run:
 
     lwm train vision-1k --data.parts.0.path pictures.jsonl --data.parts.1.path books.jsonl --tokenizer llama-2-7b
 
-    Records have `caption` and `vision` (made by `lwm tokenize`), and texts `text`, each about as long as the others, for
-    shares are of records; `vqgan` is the directory of their
+    Records have `caption` and `vision` (made by `lwm tokenize`), and texts `text`, cut to about a row each, for shares
+    are of records; `vqgan` is the directory of the
     codec (--codec names another). Expected: LWM-1K.
     """
     data = _with_text(RecordData(path="", fields=_EITHER_ORDER))
