@@ -101,7 +101,7 @@ def test_the_whole_of_it_and_going_on(subject, tmp_path):
     config = WorldConfig("tiny", tmp_path / "out", pictures=2, clips=1, films=1, film_frames=(16,))
     seen: list[tuple[int, int]] = []
     report = run_world(config, subject, lambda done, total, _: seen.append((done, total)))
-    assert seen[-1] == (12, 12)
+    assert seen[-1] == (13, 13)
     summary = json.loads((config.out / "summary.json").read_text())
     assert summary["by_task"]["pictures drawn"]["total"] == 2
     assert {"shape", "colour", "all attributes"} <= set(summary["by_task"]["pictures drawn"]["attributes"])

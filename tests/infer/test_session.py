@@ -60,7 +60,7 @@ def test_a_remembered_conversation_that_fills_the_context(model: LoadedModel, en
     session = Session(model, engine, max_new_tokens=480, remember=True)
     with pytest.raises(UserError, match=r"prompt is \d+ tokens long, .* room for 544: shorten the question"):
         session.ask("Who? " * 100)
-    session._last_turn = ((prompts.chat("Who? " * 60),), "The rain. " * 20)
+    session._last_turn = ((prompts.chat("Who? " * 60),), ("The rain. " * 20,))
     with pytest.raises(UserError, match=r"conversation is \d+ tokens long, .* room for 544: start a new one"):
         session.ask("Who?")
 

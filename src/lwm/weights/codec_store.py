@@ -71,7 +71,7 @@ def require_same_codes(vocab: Vocab, codec: CodecConfig) -> None:
         UserError: says how they differ.
     """
     if not vocab.vision_size:
-        raise UserError("the model is one of text alone: it has no codes")
+        raise UserError("the model is one of text alone: it has no codes and does not draw")
     ours, theirs = (vocab.tokens_per_frame, vocab.num_codes), (codec.tokens_per_frame, codec.quantizer.num_codes)
     if ours != theirs:
         raise UserError(
