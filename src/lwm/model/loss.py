@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lwm.core.batch import Batch
-from lwm.core.mesh import constrain
+from lwm.core.mesh import axis_size, constrain
 from lwm.core.pytree import pytree
 from lwm.core.vocab import Vocab
 from lwm.model.config import Compute, ModelConfig
@@ -44,25 +44,56 @@ def target_weight(batch: Batch, vocab: Vocab) -> PerModality:
 
 
 def loss_sums(params: Transformer, batch: Batch, config: ModelConfig, compute: Compute) -> LossSums:
-    """Forward pass and summed losses of a batch; logits exist for one chunk of tokens at a time."""
+    """Forward pass and summed losses of a batch.
+
+    Logits exist for one chunk of tokens at a time, and for none that only holds tokens without weight: prompts and
+    padding cost nothing here.
+    """
     hidden = hidden_states(params, batch.tokens, batch.segment_ids, batch.positions, config, compute)
     head = head_weights(params, config, compute)
+    hidden, targets, weights = _weighted_first(batch.loss_weights, (hidden, batch.targets, batch.loss_weights))
 
-    def chunk(inputs: tuple[Array, Array]) -> Array:
-        return _token_losses(*inputs, head, config.vocab)
+    def chunk(inputs: tuple[Array, Array, Array]) -> Array:
+        hidden, targets, weights = inputs
+        return jax.lax.cond(
+            jnp.any(weights > 0),
+            lambda hidden: _token_losses(hidden, targets, head, config.vocab),
+            lambda hidden: jnp.zeros((*targets.shape, 2), jnp.float32),
+            hidden,
+        )
 
-    nll, correct = jnp.moveaxis(over_token_chunks(chunk, (hidden, batch.targets), compute.loss_chunk), -1, 0)
-    vision = config.vocab.is_vision(batch.targets)
+    losses = over_token_chunks(chunk, (hidden, targets, weights), compute.loss_chunk)
+    nll, correct = jnp.moveaxis(losses, -1, 0)
+    vision = config.vocab.is_vision(targets)
     return LossSums(
-        weighted_nll=_by_modality(batch.loss_weights * nll, vision),
-        weighted_correct=_by_modality(batch.loss_weights * correct, vision),
-        weight=_by_modality(batch.loss_weights, vision),
+        weighted_nll=_by_modality(weights * nll, vision),
+        weighted_correct=_by_modality(weights * correct, vision),
+        weight=_by_modality(weights, vision),
     )
 
 
 def combine(sums: LossSums, weight: PerModality, shares: PerModality) -> Float[Array, ""]:
     """The scalar loss: `shares` of each modality's mean over `weight`; a modality without targets adds nothing."""
     return jnp.sum(shares * sums.weighted_nll / jnp.where(weight > 0, weight, 1.0))
+
+
+def _weighted_first(weights: Float[Array, "B T"], arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The tokens of each device's share of a row in another order: those that have weight come first."""
+    shards = axis_size("tokens")
+    if weights.shape[1] % shards:
+        return arrays
+
+    def shares(x: Array) -> Array:
+        cut = x.reshape(x.shape[0], shards, -1, *x.shape[2:])
+        return constrain(cut, "batch", "tokens", *[None] * (x.ndim - 1))
+
+    order = jnp.argsort(shares(weights) == 0, axis=-1, stable=True)
+
+    def reorder(x: Array) -> Array:
+        moved = jnp.take_along_axis(shares(x), order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=2)
+        return constrain(moved.reshape(x.shape), "batch", "tokens", *[None] * (x.ndim - 2))
+
+    return tuple(map(reorder, arrays))
 
 
 def _by_modality(values: Float[Array, "B T"], vision: Bool[Array, "B T"]) -> PerModality:
