@@ -1,11 +1,13 @@
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from lwm.core.params import count
-from lwm.data.tokenizer import load_tokenizer
 from lwm.model.transformer import declare
-from lwm.nano.text import RUNS, STAGES
+from lwm.nano import RUNS
+from lwm.nano.text import STAGES
+from lwm.nano.train_tokenizer import SIZE, TEXT_TOKENIZER
 
 
 def test_each_stage_starts_from_the_one_before_and_the_rotary_base_only_rises():
@@ -22,5 +24,5 @@ def test_a_stage_is_a_run_of_the_embedded_model(name):
     run = STAGES[name]()
     assert run.data.split == "training" and run.held_out.split == "held_out"
     assert max(run.data.lengths) == run.seq_len <= run.model.max_context
-    assert load_tokenizer(run.tokenizer).size == run.model.vocab.text_size
+    assert run.model.vocab.text_size == SIZE and Path(run.tokenizer) == TEXT_TOKENIZER
     assert count(declare(run.model)) * 2 < 6_000_000  # bytes in bf16

@@ -3,7 +3,15 @@ from tokenizers import Tokenizer
 
 from lwm.infer.prompts import needle, needle_prompt
 from lwm.nano.corpus import held_out_documents
-from lwm.nano.train_tokenizer import SIZE, SPECIAL, TOKENIZER_FILE, train_tokenizer
+from lwm.nano.train_tokenizer import (
+    SIZE,
+    SIZE_WITH_WORDS,
+    SPECIAL,
+    TOKENIZER_FILE,
+    train_tokenizer,
+    with_words,
+    world_words,
+)
 
 
 def test_special_tokens_have_the_ids_that_llama_gave_them(tokenizer):
@@ -37,3 +45,23 @@ def test_training_gives_the_same_tokenizer_each_time():
     texts = ["the special magic number 12\n", "def special(): pass\n"] * 50
     first, second = (train_tokenizer(iter(texts)).to_str() for _ in range(2))
     assert first == second
+
+
+def test_words_of_the_small_world_become_pieces_and_other_text_stays():
+    few = train_tokenizer(iter(["the special magic number 12\n", "def special(): pass\n"] * 50))
+    more = with_words(few, ["circle", "special", "circles"])
+    assert len(few.encode(" circle").ids) > 1 == len(more.encode(" circle").ids) == len(more.encode(" circles").ids)
+    for text in (" special magic 12", "circle", "def f(x): pass", " circuit"):
+        assert more.decode(more.encode(text).ids) == text
+    unseen = " special magic 12 def pass"
+    assert more.encode(unseen).ids == few.encode(unseen).ids
+    ids = more.get_vocab()
+    assert {piece: ids[piece] for piece in few.get_vocab()} == few.get_vocab()
+    assert sorted(ids.values()) == list(range(len(ids)))
+
+
+def test_all_words_of_the_small_world_are_known(tokenizer):
+    raw = Tokenizer.from_file(str(TOKENIZER_FILE))
+    known = raw if tokenizer.size == SIZE_WITH_WORDS else with_words(raw, world_words())
+    assert known.get_vocab_size() == SIZE_WITH_WORDS
+    assert all(len(known.encode(f" {word}").ids) == 1 for word in ("circle", "purple", "blossom", "vanishes"))

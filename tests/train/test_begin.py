@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lwm.core import params as declared
 from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.model.config import Compute
@@ -16,6 +17,10 @@ from lwm.train.begin import starting_params
 from lwm.train.loop import train
 from lwm.train.run import Run
 from lwm.train.step import modality_shares
+from lwm.vqgan.codec import declare as declare_codec
+from lwm.vqgan.config import PatchCodecConfig
+from lwm.vqgan.quantize import Codebook, Levels
+from lwm.weights.codec_store import load_codec, save_codec
 from lwm.weights.store import save_model
 
 CODES = {"vision_size": 24, "num_codes": 16, "tokens_per_frame": 4}
@@ -51,13 +56,44 @@ def test_text_is_scored_as_before(make_run: Callable[..., Run], tmp_path, tied: 
         assert abs(new - rows.mean(0)).mean() < 3 * abs(rows - rows.mean(0)).mean()
 
 
+def test_a_text_may_gain_pieces(make_run: Callable[..., Run], tmp_path):
+    run = make_run()
+    with jax.set_mesh(mesh := make_mesh(MeshShape(), jax.devices()[:1])):
+        before = starting_params(run, mesh)
+        save_model(tmp_path / "text", run.model, before, None, "float32")
+        more = replace(run.model, vocab=replace(run.model.vocab, text_size=272, **CODES))
+        after = starting_params(replace(run, model=more, init_from=str(tmp_path / "text")), mesh)
+    assert after.embedding.shape[0] == 272 + CODES["vision_size"]
+    np.testing.assert_array_equal(after.embedding[:264], before.embedding)
+    assert len(np.unique(np.asarray(after.embedding), axis=0)) == len(after.embedding)
+
+
+@pytest.mark.parametrize("quantizer", [Codebook(16, 8), Codebook(16, 48), Levels((4, 4))])
+def test_codes_that_look_alike_begin_alike(quantizer, make_run: Callable[..., Run], tmp_path):
+    config = PatchCodecConfig(16, decoder_width=8, decoder_layers=1, fine_widths=(4, 4), quantizer=quantizer)
+    tensors = declared.init(declare_codec(config), jax.random.key(0), jnp.float32)
+    save_codec(tmp_path / "codec", config, tensors)
+    run = make_run()
+    with jax.set_mesh(mesh := make_mesh(MeshShape(), jax.devices()[:1])):
+        save_model(tmp_path / "text", run.model, before := starting_params(run, mesh), None, "float32")
+        run = seeing(run, init_from=str(tmp_path / "text"), codec=str(tmp_path / "codec"))
+        text_size = run.model.vocab.text_size
+        rows = np.asarray(starting_params(run, mesh).embedding)[text_size : text_size + 16]
+        vectors = load_codec(tmp_path / "codec", mesh).vectors()
+    assert vectors.shape == (16, quantizer.width)
+    rows = (rows - np.asarray(before.embedding).mean(0)) / np.asarray(before.embedding).std(0)
+    assert 0.8 < rows.std() < 1.2
+    apart = [np.linalg.norm(some[:, None] - some, axis=-1)[np.triu_indices(16, 1)] for some in (rows, vectors)]
+    assert np.corrcoef(*apart)[0, 1] > (0.7 if quantizer.width > rows.shape[1] else 0.999)
+
+
 def test_from_checkpoints_and_the_finished_model_alike(make_run: Callable[..., Run], tmp_path):
     run = make_run(steps=1, save_dtype="float32")
     train(run)
     with jax.set_mesh(mesh := make_mesh(run.mesh)):
         started = [starting_params(seeing(run, init_from=str(place)), mesh) for place in (run.out, run.out / "model")]
         jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, started))
-        other = replace(run.model, vocab=replace(run.model.vocab, text_size=272, **CODES))
+        other = replace(run.model, vocab=replace(run.model.vocab, text_size=256, **CODES))
         with pytest.raises(UserError, match="embedding has shape"):
             starting_params(replace(run, model=other, init_from=str(run.out)), mesh)
 

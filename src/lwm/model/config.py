@@ -147,7 +147,7 @@ def lengthen(config: ModelConfig, max_context: int, rope_theta: float | None = N
     return dataclasses.replace(config, max_context=max_context, rope_theta=theta)
 
 
-def text_only(config: ModelConfig) -> ModelConfig:
-    """The same model without its ids of codes and marks."""
-    vocab = dataclasses.replace(config.vocab, vision_size=0, num_codes=0, tokens_per_frame=0)
+def text_only(config: ModelConfig, text_size: int) -> ModelConfig:
+    """The same model without its ids of codes and marks, and with so many of text."""
+    vocab = dataclasses.replace(config.vocab, text_size=text_size, vision_size=0, num_codes=0, tokens_per_frame=0)
     return dataclasses.replace(config, vocab=vocab)

@@ -10,10 +10,9 @@ import sys
 from collections.abc import Callable, Iterable
 
 from lwm.model.config import SIZES, lengthen
-from lwm.nano import text, vision, world_records
+from lwm.nano import RUNS, text, train_tokenizer, vision, world_records
 from lwm.nano.codec import nano_codec
 from lwm.nano.start import write_start
-from lwm.nano.train_tokenizer import TOKENIZER_FILE
 from lwm.train.base import saved_steps
 from lwm.train.codec import train_codec
 from lwm.train.codec_run import CodecRun
@@ -35,12 +34,13 @@ def finish(runs: Iterable[Run | CodecRun]) -> None:
 
 def main() -> None:
     """Everything, one after the other; what is there already is not made again."""
-    write_start(lengthen(SIZES["nano"], 256, text.FIRST_ROPE_THETA), text.RUNS / "nano-start")
+    train_tokenizer.main()
+    write_start(lengthen(SIZES["nano"], 256, text.FIRST_ROPE_THETA), RUNS / "nano-start")
     finish([*(stage() for stage in text.STAGES.values()), nano_codec()])
     world_records.main(vision.CODEC, vision.RECORDS)
     runs = [stage() for stage in vision.STAGES.values()]
     finish(runs)
-    shutil.copytree(runs[-1].out / "model", TOKENIZER_FILE.parent, dirs_exist_ok=True)
+    shutil.copytree(runs[-1].out / "model", train_tokenizer.TOKENIZER_FILE.parent, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ contents turn no further over a long text than they did over a short one.
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from lwm.model.config import SIZES, Compute, lengthen
+from lwm.nano import RUNS
 from lwm.nano.tasks import TaskData
-from lwm.nano.train_tokenizer import TOKENIZER_FILE
+from lwm.nano.train_tokenizer import TEXT_TOKENIZER
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
 
-RUNS = Path("runs")
 #: what the first weights are set for
 FIRST_ROPE_THETA = 1e10
 
@@ -161,7 +160,7 @@ def _stage(
         name=name,
         model=lengthen(SIZES["nano"], context or length, theta),
         data=data,
-        tokenizer=str(TOKENIZER_FILE),
+        tokenizer=str(TEXT_TOKENIZER),
         steps=steps,
         batch_size=batch_size,
         seq_len=length,

@@ -2,8 +2,9 @@
 
     python -m lwm.nano.world_records --codec runs/nano-codec/model --out runs/world
 
-One record serves both directions, by the fields that a run reads of it: `DRAW` asks for the frames, `LOOK` for what is
-to be said about them, and `UNASKED` is what guidance draws away from. `STORY` is told and drawn in turn.
+One record serves both directions, by the fields that a run reads of it: `DRAW` asks for the frames, `TELL` for a
+caption, `LOOK` for answers to several questions, one of which may give away another, and `UNASKED` is what guidance
+draws away from. `STORY` is told and drawn in turn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from lwm.world.scene import HELD_OUT_PAIRS, MAX_SPRITES, Scene, choose, scene_fo
 from lwm.world.story import random_story
 
 TURNS = 4
-DRAW, UNASKED = "[draw],vision", "vision"
+DRAW, UNASKED, TELL = "[draw],vision", "vision", "[tell],[vision],[after],told"
 _TURNS = [f"[ask_{n}],answer_{n}" for n in range(2, TURNS + 1)]
 #: what is looked at is learned too: most of a clip follows from how it begins
 _FIRST = "[before],vision,[after],answer_1"
@@ -39,11 +40,18 @@ _FIRST = "[before],vision,[after],answer_1"
 LOOK, LOOK_ON = (between.join([_FIRST, *_TURNS]) for between in (",<|eos|>,", ","))
 STORY = "[ask],text_1,vision_1,text_2,vision_2,text_3,vision_3,text_4"
 #: how a caption is asked for, of a picture and of a video
-TELL = {
+ASK_TO_TELL = {
     False: ("What is in the picture?", "Describe the picture.", "What do you see?"),
     True: ("What happens in the video?", "Describe the video.", "What do you see?"),
 }
-TEXTS = ("draw", "before", "after", *(f"{kind}_{n}" for n in range(1, TURNS + 1) for kind in ("ask", "answer")))
+TEXTS = (
+    "draw",
+    "tell",
+    "told",
+    "before",
+    "after",
+    *(f"{kind}_{n}" for n in range(1, TURNS + 1) for kind in ("ask", "answer")),
+)
 SCENES_AT_ONCE = 256
 #: how many there are in `stories`, and their seed
 STORIES, STORY_SEED = 15_000, 6
@@ -71,17 +79,25 @@ class Records:
 
 #: the files of a training
 FILES: dict[str, Records] = {
+    "single": Records(40_000, max_sprites=1, seed=7),
     "pictures": Records(60_000, seed=1),
     "clips_4": Records(20_000, num_frames=4, max_sprites=2, seed=2),
     "clips_8": Records(20_000, num_frames=CLIP, max_sprites=2, seed=3),
     "marked": Records(5_000, max_sprites=1, marked=True, seed=4),
     "held_out": Records(1_000, num_frames=CLIP, max_sprites=2, held_out=True, seed=5),
+    "held_out_pictures": Records(1_000, held_out=True, seed=8),
 }
+
+
+def _around_frames(question: str) -> tuple[str, str]:
+    """What stands before the frames that a question is about, and what after them."""
+    before, _, after = map(str, prompts.about_frames(question, [np.zeros((0, 0), np.int32)]))
+    return before, after
 
 
 def conversation(turns: Sequence[tuple[str, str]]) -> dict[str, str]:
     """The texts of questions about frames, and of their answers, for the fields of `LOOK`."""
-    before, _, after = map(str, prompts.about_frames(turns[0][0], [np.zeros((0, 0), np.int32)]))
+    before, after = _around_frames(turns[0][0])
     record = {"before": before, "after": after}
     record |= {f"ask_{number}": f" USER: {asked} ASSISTANT:" for number, (asked, _) in enumerate(turns, 1)}
     return record | {f"answer_{number}": f" {answer}" for number, (_, answer) in enumerate(turns, 1)}
@@ -91,10 +107,13 @@ def words(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
     """The texts of a record."""
     moving = scene.num_frames > 1
     told = caption(scene, rng)
-    turns = [(choose(rng, TELL[moving]), caption(scene, rng))]
+    turns = [(choose(rng, ASK_TO_TELL[moving]), caption(scene, rng))]
     turns += [(question.text, question.answer) for question in questions(scene, rng)[: TURNS - 1]]
     asked = prompts.draw_video(told) if moving else prompts.draw_image(told)
-    return {"draw": asked} | conversation([turns[place] for place in rng.permutation(len(turns))])
+    tell, _ = _around_frames(choose(rng, ASK_TO_TELL[moving]))
+    return {"draw": asked, "tell": tell, "told": f" {told}"} | conversation(
+        [turns[place] for place in rng.permutation(len(turns))]
+    )
 
 
 def _drawn(config: Records) -> Iterator[tuple[Scene, np.random.Generator]]:

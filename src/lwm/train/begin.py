@@ -5,24 +5,26 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from lwm.core import params as declared
-from lwm.core.vocab import Vocab
 from lwm.model.config import ModelConfig, text_only
 from lwm.model.transformer import Transformer, declare
 from lwm.train.base import saved_steps
 from lwm.train.checkpoint import Checkpoints
-from lwm.train.run import Run, require_beginning
+from lwm.train.run import Run, codec_of, require_beginning
+from lwm.weights.codec_store import load_codec
 from lwm.weights.store import EMBEDDED, load_model, read_config
 
 
 def starting_params(run: Run, mesh: Mesh) -> Transformer:
     """fp32 parameters on the mesh.
 
-    A text model becomes one that sees by new rows for codes and marks in its embedding and head; its answers to text
-    stay what they were. LWM began its vision stages from its text model like this (paper, section 4).
+    A text model becomes one that sees by new rows for codes and marks in its embedding and head, and its answers to
+    text stay what they were. LWM began its vision stages from its text model like this (paper, section 4). Its text
+    may gain pieces in the same way.
 
     Raises:
         UserError: there is nothing to begin from, or it has other shapes.
@@ -33,8 +35,9 @@ def starting_params(run: Run, mesh: Mesh) -> Transformer:
         return declared.init_sharded(declare(run.model), key, jnp.float32, mesh)
     source = _resolved(run.init_from)
     vocab = run.model.vocab
-    if vocab.vision_size and _num_ids(source) == vocab.text_size:
-        return _with_vision(_load(source, text_only(run.model), mesh), run.model, mesh, key)
+    if vocab.vision_size and (earlier := _text_ids(source)) <= vocab.text_size:
+        before = _load(source, text_only(run.model, earlier), mesh)
+        return _with_rows(before, run.model, mesh, _new_rows(run, mesh, vocab.text_size - earlier, key))
     return _load(source, run.model, mesh)
 
 
@@ -52,8 +55,8 @@ def _is_checkpoints(source: str | Path) -> bool:
     return isinstance(source, Path) and source.name == "checkpoints"
 
 
-def _num_ids(source: str | Path) -> int:
-    """Rows of its embedding."""
+def _text_ids(source: str | Path) -> int:
+    """Rows of its embedding: all of them are text where no more than that are expected."""
     if not _is_checkpoints(source):
         return read_config(source).vocab.size
     with Checkpoints(Path(source)) as earlier:
@@ -71,21 +74,39 @@ def _load(source: str | Path, config: ModelConfig, mesh: Mesh) -> Transformer:
     return params
 
 
-def _with_vision(params: Transformer, config: ModelConfig, mesh: Mesh, key: Key[Array, ""]) -> Transformer:
-    """The same model with rows for codes and marks, drawn alike to those of text: each feature has its mean and spread.
+def _new_rows(run: Run, mesh: Mesh, num_pieces: int, key: Key[Array, ""]) -> Float[np.ndarray, "new D"]:
+    """Rows of new text pieces, of codes and of marks, every feature of mean 0 and variance 1.
 
-    Fresh rows would lack what all trained ones share, which attention may rely on.
+    Codes that look alike begin alike: what a codec says of them is turned into the width of the model. A small model
+    learned to draw nearly twice as fast by it (docs/log.md). Other rows, and all where no codec is known, are random.
     """
-    declaration = declare(config)
+    vocab, width = run.model.vocab, run.model.hidden_size
+    turn, *drawn = jax.random.split(key, 3)
+    pieces, vision = (
+        np.asarray(jax.random.normal(own, (count, width)))
+        for own, count in zip(drawn, (num_pieces, vocab.vision_size), strict=True)
+    )
+    if (directory := codec_of(run)) is not None:
+        vectors = load_codec(directory, mesh).vectors()
+        vectors = vectors - vectors.mean(0)
+        turned = (
+            vectors @ np.asarray(jax.random.orthogonal(turn, max(width, vectors.shape[1])))[: vectors.shape[1], :width]
+        )
+        vision = np.concatenate([turned / turned.std(), vision[vocab.num_codes :]])
+    return np.concatenate([pieces, vision])
+
+
+def _with_rows(params: Transformer, config: ModelConfig, mesh: Mesh, rows: Float[np.ndarray, "new D"]) -> Transformer:
+    """The same model with more rows, alike to those it has: each feature gets their mean and spread.
+
+    They would else lack what all trained ones share, which attention may rely on.
+    """
+
+    def longer(table: Float[Array, "earlier D"]) -> Float[Array, "V D"]:
+        return jnp.concatenate([table, table.mean(0) + table.std(0) * rows])
 
     def grow(params: Transformer) -> Transformer:
-        embedding = _with_rows(params.embedding, config.vocab, key)
-        head = None if params.head is None else _with_rows(params.head.T, config.vocab, jax.random.fold_in(key, 1)).T
-        return Transformer(embedding, params.layers, params.final_norm, head)
+        head = None if params.head is None else longer(params.head.T).T
+        return Transformer(longer(params.embedding), params.layers, params.final_norm, head)
 
-    return jax.jit(grow, out_shardings=declared.shardings(declaration, mesh))(params)
-
-
-def _with_rows(table: Float[Array, "text D"], vocab: Vocab, key: Key[Array, ""]) -> Float[Array, "V D"]:
-    drawn = jax.random.normal(key, (vocab.vision_size, table.shape[1]), table.dtype)
-    return jnp.concatenate([table, table.mean(0) + table.std(0) * drawn])
+    return jax.jit(grow, out_shardings=declared.shardings(declare(config), mesh))(params)

@@ -66,6 +66,11 @@ class FrameCodec:
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()
 
+    def vectors(self) -> Float[np.ndarray, "codes width"]:
+        """What each code stands for, as the decoder reads it."""
+        every = jnp.arange(self.num_codes)[None, None]
+        return np.asarray(vectors_of(every, self._params.codebook, self.config.quantizer))[0, 0]
+
     def encode(self, frames: UInt8[np.ndarray, "N side side 3"]) -> Int32[np.ndarray, "N P"]:
         """The codes of each frame, row by row.
 
