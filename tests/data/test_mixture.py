@@ -22,6 +22,7 @@ class Numbered:
 
     part: int
     count: int
+    length: int = 5
 
     def open(self, tokenizer, vocab):
         return self
@@ -34,23 +35,31 @@ class Numbered:
         return self.count
 
     def __getitem__(self, index):
-        return Example(np.arange(5, dtype=np.int32), np.ones(5, np.float32), f"{self.part}/{index}")
+        return Example(np.arange(self.length, dtype=np.int32), np.ones(self.length, np.float32), f"{self.part}/{index}")
 
 
 def test_shares_hold_and_nothing_is_left_out(byte_tokenizer):
-    mixture = MixedData((Numbered(0, 1680), Numbered(1, 100), Numbered(2, 4)), (0.84, 0.11, 0.05)).open(
-        byte_tokenizer, VOCAB
-    )
-    assert len(mixture) == 2000
+    parts = (Numbered(0, 16_800), Numbered(1, 1000), Numbered(2, 40))
+    mixture = MixedData(parts, (0.84, 0.11, 0.05)).open(byte_tokenizer, VOCAB)
+    assert len(mixture) == 20_000
     ids = [mixture[index].record_id for index in range(len(mixture))]
     parts = np.array([int(record_id[0]) for record_id in ids])
-    for stop in (100, 500, 2000):
+    for stop in (100, 500, 20_000):
         np.testing.assert_allclose(np.bincount(parts[:stop]) / stop, (0.84, 0.11, 0.05), atol=0.01)
     seen = Counter(ids)
-    assert {seen[f"0/{index}"] for index in range(1680)} == {1}
-    assert {seen[f"1/{index}"] for index in range(100)} == {2, 3}
-    assert {seen[f"2/{index}"] for index in range(4)} == {25}
-    assert mixture.name == "part 0 (1680) + part 1 (100) + part 2 (4)"
+    assert {seen[f"0/{index}"] for index in range(16_800)} == {1}
+    assert {seen[f"1/{index}"] for index in range(1000)} == {2, 3}
+    assert {seen[f"2/{index}"] for index in range(40)} == {25}
+    assert mixture.name == "part 0 (16800) + part 1 (1000) + part 2 (40)"
+
+
+def test_shares_are_those_of_tokens(byte_tokenizer):
+    mixture = MixedData((Numbered(0, 500, 8), Numbered(1, 500, 1000)), (0.84, 0.16)).open(byte_tokenizer, VOCAB)
+    tokens = np.zeros(2)
+    for index in range(10_000):
+        example = mixture[index]
+        tokens[int(example.record_id[0])] += len(example.tokens)
+    np.testing.assert_allclose(tokens / tokens.sum(), (0.84, 0.16), atol=0.01)
 
 
 def test_the_loader_reads_a_mixture_and_resumes(byte_tokenizer):
@@ -74,7 +83,7 @@ def test_the_loader_reads_a_mixture_and_resumes(byte_tokenizer):
         ((), (), "0 parts"),
         ((Numbered(0, 1),), (1.0, 2.0), "1 parts has 2 shares"),
         ((Numbered(0, 1), Numbered(1, 1)), (1.0, 0.0), "must be positive"),
-        ((Numbered(0, 1), Numbered(1, 1)), (1.0, 1e-6), "less than one record in 1000"),
+        ((Numbered(0, 1), Numbered(1, 1)), (1.0, 1e-6), "less than one record in 10000"),
     ],
 )
 def test_impossible_mixtures_are_refused(parts, shares, message, byte_tokenizer):

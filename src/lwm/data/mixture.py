@@ -1,17 +1,18 @@
-"""Several kinds of data in one run, each with its share of the records."""
+"""Several kinds of data in one run, each with its share of the tokens."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
 from lwm.data.examples import Example, ExampleSource, nth
 from lwm.data.tokenizer import Tokenizer
 
-#: records after which every part has had its share
-PERIOD = 1000
+#: records after which every part has had its share, and how many of each part say how long its records are
+PERIOD, SAMPLED = 10_000, 64
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class MixedData:
 
     #: what is mixed; each may be read by index
     parts: tuple[Any, ...]
-    #: records of each, relative to the others
+    #: tokens of each, relative to the others; how many records that is goes by the mean length of some of them
     shares: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -40,17 +41,17 @@ class MixedData:
         sources = [part.open(tokenizer, vocab) for part in self.parts]
         if not all(isinstance(source, ExampleSource) for source in sources):
             raise UserError("a stream cannot be mixed with others: read records that are on this disk")
-        return Mixture(sources, self.shares)
+        return Mixture(sources, np.array(self.shares) / [_mean_length(source) for source in sources])
 
 
 class Mixture:
     """Examples of several sources, interleaved; it ends when every part was read once, and shorter ones then repeat."""
 
-    def __init__(self, sources: list[ExampleSource], shares: tuple[float, ...]) -> None:
+    def __init__(self, sources: list[ExampleSource], shares: Float[np.ndarray, "parts"]) -> None:
         named = [getattr(source, "name", type(source).__name__) for source in sources]
         self.name = " + ".join(f"{name} ({len(source)})" for name, source in zip(named, sources, strict=True))
         self._sources = sources
-        self._pattern = _interleaved(np.array(shares) / sum(shares))
+        self._pattern = _interleaved(shares / shares.sum())
         ranks = [np.flatnonzero(self._pattern == part) for part in range(len(sources))]
         self._counts = [len(places) for places in ranks]
         self._rank = np.zeros(PERIOD, int)
@@ -70,7 +71,14 @@ class Mixture:
         return nth(self._sources[part], turn * self._counts[part] + int(self._rank[place]))
 
 
-def _interleaved(shares: np.ndarray) -> np.ndarray:
+def _mean_length(source: ExampleSource) -> float:
+    """Tokens of an example, on average over some that lie far apart."""
+    places = np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int))
+    lengths = [len(example.tokens) for place in places if (example := source[int(place)]) is not None]
+    return float(np.mean(lengths)) if lengths else 1.0
+
+
+def _interleaved(shares: Float[np.ndarray, "parts"]) -> Int[np.ndarray, "period"]:
     """Which part comes at each place of a period: always the one that is farthest behind its share."""
     counts, pattern = np.zeros(len(shares)), np.zeros(PERIOD, int)
     for place in range(PERIOD):

@@ -47,7 +47,7 @@ def nano_single() -> Run:
 
     lwm train nano-single
     """
-    parts = ((_records("single", _CAPTIONS), 0.97), (_SHORT, 0.03))
+    parts = ((_records("single", _CAPTIONS), 0.95), (_SHORT, 0.05))
     return _stage(
         "nano-single", parts, row=1024, steps=2500, learning_rate=3e-3, after="nano-short", held_out="held_out_pictures"
     )
@@ -58,7 +58,7 @@ def nano_pictures() -> Run:
 
     lwm train nano-pictures
     """
-    parts = ((_records("single"), 0.4), (_records("pictures"), 0.59), (_SHORT, 0.01))
+    parts = ((_records("single"), 0.34), (_records("pictures"), 0.56), (_SHORT, 0.1))
     return _stage(
         "nano-pictures",
         parts,
@@ -77,12 +77,12 @@ def nano_clips() -> Run:
     """
     text = replace(_SHORT, lengths=(2048, 1024, 512))
     parts = (
-        (_records("pictures"), 0.36),
+        (_records("pictures"), 0.25),
         (_records("stories", (STORY,)), 0.05),
-        (_records("clips_4"), 0.2),
-        (_records("clips_8"), 0.3),
-        (_films(max_clips=8), 0.06),
-        (text, 0.03),
+        (_records("clips_4"), 0.16),
+        (_records("clips_8"), 0.36),
+        (_films(max_clips=8), 0.08),
+        (text, 0.1),
     )
     return _stage(
         "nano-clips", parts, row=2048, steps=3000, learning_rate=2e-3, after="nano-pictures", held_out="held_out"
@@ -97,13 +97,13 @@ def nano_films() -> Run:
     long = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
     short = replace(LONG, lengths=(8192, 2048, 1024, 512), length_shares=(0.2, 0.2, 0.3, 0.3), confusers=0.03)
     parts = (
-        (_records("pictures"), 0.255),
+        (_records("pictures"), 0.17),
         (_records("stories", (STORY,)), 0.05),
-        (_records("clips_4"), 0.2),
-        (_records("clips_8"), 0.4),
-        (_films(max_clips=58), 0.06),
-        (long, 0.015),
-        (replace(short, max_facts=12, max_questions=20), 0.02),
+        (_records("clips_4"), 0.1),
+        (_records("clips_8"), 0.3),
+        (_films(max_clips=58), 0.16),
+        (long, 0.12),
+        (replace(short, max_facts=12, max_questions=20), 0.1),
     )
     return _stage("nano-films", parts, row=8192, steps=500, learning_rate=1e-3, after="nano-clips", held_out="held_out")
 

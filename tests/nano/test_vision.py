@@ -1,0 +1,36 @@
+from itertools import pairwise
+
+import pytest
+
+from lwm.core.params import count
+from lwm.model.transformer import declare
+from lwm.nano import RUNS, text
+from lwm.nano.train_tokenizer import SIZE_WITH_WORDS
+from lwm.nano.vision import CODEC, STAGES
+from lwm.nano.world_records import FILES, TEXTS
+
+
+def test_each_stage_starts_from_the_one_before_and_the_first_from_text():
+    runs = [stage() for stage in STAGES.values()]
+    assert [run.name for run in runs] == list(STAGES)
+    assert runs[0].init_from == str(RUNS / list(text.STAGES)[-1])
+    for before, run in pairwise(runs):
+        assert run.init_from == str(before.out) and run.seq_len >= before.seq_len
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_mixes_text_with_records_that_are_made(name):
+    run = STAGES[name]()
+    assert run.model.vocab.text_size == SIZE_WITH_WORDS and run.codec == str(CODEC)
+    assert run.seq_len <= run.model.max_context
+    assert sum(run.data.shares) == pytest.approx(1)
+    assert count(declare(run.model)) * 2 < 6_000_000  # bytes in bf16
+    known = {*TEXTS, "vision"}
+    for part in (*run.data.parts, run.held_out):
+        if hasattr(part, "fields") and "stories" not in part.path:
+            assert part.path.split("/")[-1].removesuffix(".parquet") in FILES
+            for order in part.fields:
+                names = order.replace("[", "").replace("]", "").replace("<|eos|>", "").split(",")
+                assert {name for name in names if name} <= known
+    held_out = run.held_out.path.split("/")[-1].removesuffix(".parquet")
+    assert FILES[held_out].held_out and held_out not in {getattr(part, "path", "") for part in run.data.parts}
