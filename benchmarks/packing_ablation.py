@@ -1,9 +1,10 @@
 """What masked packing and its weights are worth: the paper's ablation (LWM, section 4.2) at the size of the nano model.
 
     python -m lwm.nano.world_records --codec runs/nano-codec/model --out runs/world
-    python benchmarks/packing_ablation.py [--steps 120] [--seeds 3] [--save]
+    python benchmarks/packing_ablation.py [--steps 600] [--seeds 3] [--save]
 
-The embedded text model learns to answer about pictures and clips, from the same records:
+A model that has learned to tell pictures of one shape (`lwm train nano-single`) learns to answer questions about any
+pictures and clips, from the same records:
 
     naive     what fits in a row is one long document: each record sees those before it
     tokens    masked packing, and every learned token weighs the same
@@ -86,7 +87,6 @@ def run_of(variant: str, seed: int, steps: int, out: Path) -> Run:
         held_out=None,
         weighting="examples" if variant == "examples" else "tokens",
         steps=steps,
-        batch_size=4,
         seq_len=SEQ_LEN,
         seed=seed,
         out=out,
@@ -112,14 +112,14 @@ def accuracy(directory: Path, questions: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for each variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text-model", default="runs/nano-short", help="what all begin from")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--init-from", default="runs/nano-single", help="what all begin from")
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=100, help="about pictures, and as many about clips")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args(arguments)
     lines = [
-        f"Right answers about held-out pictures and clips after {options.steps} steps of {4 * SEQ_LEN:,} tokens, "
+        f"Right answers about held-out pictures and clips after {options.steps} steps of {SEQ_LEN:,} tokens, "
         f"{HARDWARE}.",
         "",
         "| packing | each seed | mean |",
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = []
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as scratch:
-                run = replace(run_of(variant, seed, options.steps, Path(scratch) / "run"), init_from=options.text_model)
+                run = replace(run_of(variant, seed, options.steps, Path(scratch) / "run"), init_from=options.init_from)
                 train(run)
                 found.append(accuracy(run.out / "model", options.questions))
         each = ", ".join(f"{100 * share:.1f}%" for share in found)
