@@ -13,6 +13,7 @@ from PIL import Image
 from lwm.core import params as declared
 from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
+from lwm.presets import preset
 from lwm.train.codec import train_codec
 from lwm.train.codec_run import CodecRun, ReconstructionLoss
 from lwm.train.codec_step import Pictures, make_revival, objective, reconstruct
@@ -94,6 +95,19 @@ def test_a_codec_learns_and_its_directory_works(tmp_path, codec):
     again = loaded.decode(loaded.encode(frames))
     psnr = -10 * np.log10(np.mean(np.square((again.astype(float) - frames) / 255)))
     assert psnr > first["held_out_psnr"]
+
+
+def test_a_codec_of_files(tmp_path):
+    media, rng = tmp_path / "media", np.random.default_rng(0)
+    media.mkdir()
+    for number in range(12):
+        Image.fromarray(rng.integers(256, size=(20, 24, 3), dtype=np.uint8)).save(media / f"{number:02d}.png")
+    run = preset("vqgan")
+    data, held_out = (replace(part, path=str(media)) for part in (run.data, run.held_out))
+    sizes = {"steps": 2, "batch_size": 2, "eval_every": 2, "mesh": MeshShape(1, 2, 1, 1), "out": tmp_path / "run"}
+    train_codec(replace(run, codec=VQGAN, data=data, held_out=held_out, **sizes))
+    assert (tmp_path / "run" / "samples" / "000002.png").exists()
+    assert load_codec(tmp_path / "run" / "model", make_mesh(MeshShape(1, 1, 1, 1), jax.devices()[:1])).config == VQGAN
 
 
 @pytest.mark.slow
