@@ -97,6 +97,7 @@ def test_a_codec_learns_and_its_directory_works(tmp_path, codec):
     assert psnr > first["held_out_psnr"]
 
 
+@pytest.mark.slow
 def test_a_codec_of_files(tmp_path):
     media, rng = tmp_path / "media", np.random.default_rng(0)
     media.mkdir()
@@ -104,7 +105,7 @@ def test_a_codec_of_files(tmp_path):
         Image.fromarray(rng.integers(256, size=(20, 24, 3), dtype=np.uint8)).save(media / f"{number:02d}.png")
     run = preset("vqgan")
     data, held_out = (replace(part, path=str(media)) for part in (run.data, run.held_out))
-    sizes = {"steps": 2, "batch_size": 2, "eval_every": 2, "mesh": MeshShape(1, 2, 1, 1), "out": tmp_path / "run"}
+    sizes = {"steps": 2, "batch_size": 8, "eval_every": 2, "held_out_batches": 1, "out": tmp_path / "run"}
     train_codec(replace(run, codec=VQGAN, data=data, held_out=held_out, **sizes))
     assert (tmp_path / "run" / "samples" / "000002.png").exists()
     assert load_codec(tmp_path / "run" / "model", make_mesh(MeshShape(1, 1, 1, 1), jax.devices()[:1])).config == VQGAN
