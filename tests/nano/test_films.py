@@ -1,7 +1,5 @@
 """Records of the small world and films made of them hold what their scenes show."""
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
 from lwm.data.tokenizer import load_tokenizer
 from lwm.data.vision import films_in
-from lwm.nano import films, vision, world_records
+from lwm.nano import films, world_records
 from lwm.nano.films import FilmData
 from lwm.nano.train_tokenizer import TOKENIZER_FILE
 from lwm.nano.world_records import DRAW, LOOK, Records, write_records
@@ -106,13 +104,3 @@ def test_records_of_another_world_are_refused(records):
         FilmData(str(records)).open(load_tokenizer(TOKENIZER_FILE), VOCAB)
     with pytest.raises(UserError, match="make it with python"):
         FilmData(str(records / "nowhere")).open(load_tokenizer(TOKENIZER_FILE), VOCAB)
-
-
-@pytest.mark.parametrize("name", vision.STAGES)
-def test_a_stage_is_a_run_of_one_model(name):
-    run = vision.STAGES[name]()
-    assert run.name == name and run.model == vision.nano_films().model
-    assert run.seq_len <= run.model.max_context
-    shares = dict(zip(run.data.parts, run.data.shares, strict=True))
-    assert abs(sum(shares.values()) - 1) < 1e-9
-    assert replace(run, steps=1).described()["model"]["vocab"]["num_codes"] == 4096
