@@ -23,12 +23,14 @@ from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
 from lwm.nano.facts import training_world
 from lwm.nano.train_tokenizer import TOKENIZER_FILE
-from lwm.weights.store import save_model
+from lwm.weights.store import read_config, save_model
+
+TEXT_SIZE = read_config("nano").vocab.text_size
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    config = ModelConfig(Vocab(2048), 16, 32, 1, 2, 2, 8, tie_word_embeddings=True, max_context=1024)
+    config = ModelConfig(Vocab(TEXT_SIZE), 16, 32, 1, 2, 2, 8, tie_word_embeddings=True, max_context=1024)
     path = tmp_path_factory.mktemp("demo") / "model"
     return save_model(path, config, init(declare(config), jax.random.key(0), "float32"), TOKENIZER_FILE)
 
@@ -70,7 +72,7 @@ def test_the_tour_of_a_model_that_knows_nothing(directory, tmp_path):
     ]
     assert not any(row["correct"] for row in results)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["parameters"] == 2048 * 16 + 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16 + 16
+    assert summary["parameters"] == TEXT_SIZE * 16 + 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16 + 16
     assert summary["needles"]["overall"]["total"] == 5
     assert len(summary["conversation"]["turns"]) == 6
     assert 800 < summary["conversation"]["num_tokens"] < 1024

@@ -18,11 +18,13 @@ from lwm.nano.world_records import DRAW, LOOK, Records, write_records
 from lwm.vqgan.codec import FrameCodec, declare
 from lwm.vqgan.config import PatchCodecConfig
 from lwm.vqgan.quantize import Codebook
+from lwm.weights.store import read_config
 from lwm.world.draw import draw
 from lwm.world.language import understand
 
 CODEC = PatchCodecConfig(decoder_width=8, fine_widths=(8, 8), quantizer=Codebook(64, 8))
-VOCAB = Vocab(text_size=2048, vision_size=66, num_codes=64, tokens_per_frame=16)
+TEXT_SIZE = read_config("nano").vocab.text_size
+VOCAB = Vocab(text_size=TEXT_SIZE, vision_size=66, num_codes=64, tokens_per_frame=16)
 FILES = {
     "pictures": Records(6, seed=1),
     "clips_8": Records(5, num_frames=8, max_sprites=2, seed=3),
@@ -62,10 +64,10 @@ def test_a_record_shows_the_scene_it_tells(records, codec):
             for example in (drawn[place], looked[place]):
                 (film,) = films_in(example.tokens.tolist(), VOCAB)
                 np.testing.assert_array_equal(film, codec.encode(draw(scene)))
-            text = tokenizer.decode([token for token in drawn[place].tokens.tolist() if token < 2048])
+            text = tokenizer.decode([token for token in drawn[place].tokens.tolist() if token < TEXT_SIZE])
             asked = text.split("Generate a")[1].split(" of ", 1)[1].split(" ASSISTANT:")[0]
             assert understand(asked).holds_of(scene), asked
-            assert all(each[place].loss_weights[each[place].tokens >= 2048].all() for each in (drawn, looked))
+            assert all(each[place].loss_weights[each[place].tokens >= TEXT_SIZE].all() for each in (drawn, looked))
 
 
 def test_a_film_is_its_clips_and_one_marked_frame(records, small_files):
