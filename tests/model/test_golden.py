@@ -49,7 +49,7 @@ def test_logits(length: str, theta: int, params: Transformer, golden: dict[str, 
         return logits(hidden, head_weights(params, config(theta), compute))
 
     got = np.asarray(forward(params, tokens, np.ones_like(tokens), positions))[:, golden[f"{length}/positions"]]
-    np.testing.assert_allclose(got, golden[f"{theta}/{length}/logits"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(got[..., ::4], golden[f"{theta}/{length}/logits"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("theta", THETAS)
