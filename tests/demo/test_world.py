@@ -44,8 +44,10 @@ def test_the_tour_of_a_model_that_sees_and_knows_nothing(directory, tmp_path):
     report = run_demo(DemoConfig(out, seconds=1, film_frames=16), name=str(directory), mesh=mesh)
     assert report.world is not None
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["world"]["pictures drawn"][1] == 12
-    assert summary["world"]["questions about a video of 16 frames"][1] == 2
+    world = summary["world"]
+    assert [len(world[part]) for part in ("drawn", "filmed", "told")] == [12, 3, 6]
+    assert all(exhibit["correct"] in (True, False) for exhibit in world["drawn"])
+    assert [turn["truth"] != "" for turn in world["film"]["turns"]] == [True, True]
     assert summary["seconds"]["world"] > 0
     page = (out / "report.html").read_text()
     assert page.count("data:video/mp4;base64,") >= 3 and page.count("data:image/png;base64,") >= 12

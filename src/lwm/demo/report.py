@@ -8,6 +8,7 @@ from string import Template
 import matplotlib as mpl
 
 from lwm.demo.conversation import Conversation, Turn
+from lwm.demo.transcript import turn_item
 from lwm.demo.world import WorldSeen
 from lwm.demo.world_page import world_section
 from lwm.evals.heat_map import COLOUR_MAP
@@ -125,13 +126,8 @@ def _excerpt(conversation: Conversation) -> str:
 
 
 def _turn(turn: Turn) -> str:
-    mark, word = ("✓", "right") if turn.correct else ("✗", "wrong")
-    said = escape(turn.response) or "<em>nothing</em>"
-    return (
-        f'<li><p class="question">{escape(turn.question)} <small>planted {turn.depth_percent}% deep</small></p>'
-        f"<dl><div><dt>model</dt><dd>{said}</dd></div><div><dt>true</dt><dd>{escape(turn.truth)}</dd></div></dl>"
-        f'<p class="verdict {word}"><span aria-hidden="true">{mark}</span> {word}</p></li>'
-    )
+    note = f"planted {turn.depth_percent}% deep"
+    return turn_item(turn.question, note, turn.response, turn.truth, turn.correct)
 
 
 def _timings(conversation: Conversation, facts: Row) -> list[tuple[str, str]]:

@@ -97,7 +97,7 @@ class DemoReport:
             **self.facts,
             "needles": self.needles.summary(),
             "conversation": asdict(self.conversation) | {"turns": turns},
-            "world": None if self.world is None else {name: [right, of] for name, right, of in self.world.counts()},
+            "world": None if self.world is None else self.world.summary(),
         }
 
 

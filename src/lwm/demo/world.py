@@ -1,11 +1,12 @@
 """What the model sees, draws, films and tells of the small world, on scenes that no training showed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from jaxtyping import UInt8
 
+from lwm.evals.journal import Row
 from lwm.evals.world_tasks import Drawing, Subject, Telling
 from lwm.infer.session import Session
 from lwm.world.checker import read
@@ -76,6 +77,25 @@ class WorldSeen:
     told: tuple[Exhibit, ...]
     film: FilmSeen
     story: StoryTold
+
+    def summary(self) -> Row:
+        """All of it in words, for `summary.json`: what was asked or said of each exhibit, and whether it is right."""
+
+        def each(shown: tuple[Exhibit, ...]) -> list[Row]:
+            return [{"words": one.words, "correct": one.correct} for one in shown]
+
+        film = {"num_frames": self.film.num_frames, "place": self.film.place}
+        return {
+            "drawn": each(self.drawn),
+            "filmed": each(self.filmed),
+            "told": each(self.told),
+            "film": film | {"turns": [asdict(turn) | {"correct": turn.correct} for turn in self.film.turns]},
+            "story": {
+                "asked": self.story.asked,
+                "text": [piece for piece in self.story.pieces if isinstance(piece, str)],
+                "right_pictures": self.story.right_pictures,
+            },
+        }
 
     def counts(self) -> list[tuple[str, int, int]]:
         """What was tried, how often it was right, and of how many."""

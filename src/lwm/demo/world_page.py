@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from lwm.data.media_out import save_frames
-from lwm.demo.world import Exhibit, FilmSeen, Frames, StoryTold, WorldSeen
+from lwm.demo.transcript import said, turn_item, verdict
+from lwm.demo.world import Exhibit, FilmSeen, Found, Frames, StoryTold, WorldSeen
 
 #: of a video, frames a second and pixels for each pixel, since players blur what they enlarge
 RATE, SCALE = 4.0, 6
@@ -41,17 +42,16 @@ a drawing shows what was asked for is read off the pixels by a program. All of t
 
 
 def _drawn(each: Exhibit) -> str:
-    return f"<li>{_picture(each.frames[0], each.words)}<p>{escape(each.words)}</p>{_verdict(each.correct)}</li>"
+    return f"<li>{_picture(each.frames[0], each.words)}<p>{escape(each.words)}</p>{verdict(each.correct)}</li>"
 
 
 def _filmed(each: Exhibit) -> str:
-    return f"<li>{_video(each.frames, each.words)}<p>{escape(each.words)}</p>{_verdict(each.correct)}</li>"
+    return f"<li>{_video(each.frames, each.words)}<p>{escape(each.words)}</p>{verdict(each.correct)}</li>"
 
 
 def _told(each: Exhibit) -> str:
     shown = _picture(each.frames[0], "what it was shown") if len(each.frames) == 1 else _video(each.frames, "a clip")
-    said = escape(each.words) or "<em>nothing</em>"
-    return f"<li>{shown}<p>“{said}”</p>{_verdict(each.correct)}</li>"
+    return f"<li>{shown}<p>“{said(each.words)}”</p>{verdict(each.correct)}</li>"
 
 
 def _story(story: StoryTold) -> str:
@@ -69,12 +69,7 @@ def _story(story: StoryTold) -> str:
 def _film(film: FilmSeen) -> str:
     minutes = film.num_frames / 60
     strip = "".join(_picture(frame, "a frame of the video") for frame in film.excerpt)
-    turns = "".join(
-        f'<li><p class="question">{escape(turn.question)} <small>{turn.read_tokens:,} tokens read, {turn.seconds:.1f} s'
-        f"</small></p><dl><div><dt>model</dt><dd>{escape(turn.response) or '<em>nothing</em>'}</dd></div>"
-        f"<div><dt>true</dt><dd>{escape(turn.truth)}</dd></div></dl>{_verdict(turn.correct)}</li>"
-        for turn in film.turns
-    )
+    turns = "".join(_found(turn) for turn in film.turns)
     return (
         f"<p>A video of {minutes:.0f} minutes at one frame a second. Frame {film.place:,} alone lies on blossom; "
         "the model was asked about it once it had seen everything. The frames around it:</p>"
@@ -82,9 +77,9 @@ def _film(film: FilmSeen) -> str:
     )
 
 
-def _verdict(correct: bool) -> str:
-    mark, word = ("✓", "right") if correct else ("✗", "wrong")
-    return f'<p class="verdict {word}"><span aria-hidden="true">{mark}</span> {word}</p>'
+def _found(turn: Found) -> str:
+    note = f"{turn.read_tokens:,} tokens read, {turn.seconds:.1f} s"
+    return turn_item(turn.question, note, turn.response, turn.truth, turn.correct)
 
 
 def _picture(frame: np.ndarray, says: str) -> str:
