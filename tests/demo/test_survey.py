@@ -1,6 +1,6 @@
 import pytest
 
-from lwm.demo.survey import DEPTHS, MAX_ROUNDS, survey
+from lwm.demo.survey import DEPTHS, MAX_ROUNDS, Survey, survey
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 
@@ -66,3 +66,8 @@ def test_a_length_cut_short_spans_the_text():
     asked = [row["depth_percent"] for row in Machine(0.0, 1e-3).survey(165.0).rows if row["context_length"] == 16384]
     assert 0 < len(asked) < 5
     assert asked == list(DEPTHS[: len(asked)])
+
+
+def test_what_can_be_read_grows_with_the_root_of_the_time():
+    grid = Survey(seconds_per_prompt={1024: 0.5, 4096: 2.0})
+    assert [grid.readable_tokens(seconds) for seconds in (2.0, 8.0, 0.5)] == [4096, 8192, 2048]

@@ -41,7 +41,7 @@ def directory(tmp_path_factory):
 def test_the_tour_of_a_model_that_sees_and_knows_nothing(directory, tmp_path):
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     out = tmp_path / "out"
-    report = run_demo(DemoConfig(out, seconds=1, film_frames=16), name=str(directory), mesh=mesh)
+    report = run_demo(DemoConfig(out, seconds=1, film_frames=8), name=str(directory), mesh=mesh)
     assert report.world is not None
     summary = json.loads((out / "summary.json").read_text())
     world = summary["world"]
@@ -53,7 +53,7 @@ def test_the_tour_of_a_model_that_sees_and_knows_nothing(directory, tmp_path):
     assert page.count("data:video/mp4;base64,") >= 3 and page.count("data:image/png;base64,") >= 12
     assert len(report.renderables()) == 3
     first, second = report.world.film.turns
-    assert first.read_tokens > 16 * 17 > second.read_tokens
+    assert first.read_tokens > 8 * 17 > second.read_tokens
 
 
 def test_what_was_said_cannot_break_the_page():

@@ -1,5 +1,6 @@
 """A needle grid that fits the time there is: short contexts often, long ones as far as this machine carries."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,11 @@ class Survey:
 
     rows: list[Row] = field(default_factory=list)
     seconds_per_prompt: dict[int, float] = field(default_factory=dict)
+
+    def readable_tokens(self, seconds: float) -> int:
+        """What can be read in so many seconds for sure: at worst the time goes with the square of the length."""
+        length, spent = max(self.seconds_per_prompt.items())
+        return int(length * math.sqrt(seconds / spent))
 
 
 def survey(

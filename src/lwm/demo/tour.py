@@ -42,6 +42,8 @@ LENGTHS = tuple(1024 * 2**doubling for doubling in range(7))  # 1K to 64K
 NEEDLE_ANSWER_TOKENS = 32
 #: of the time, for the grid; the conversation, the world and the page take the rest
 GRID_SHARE = {"text": 0.75, "vision": 0.45}
+#: and for the long video
+FILM_SHARE = 0.3
 
 #: told (seconds passed, seconds there are, what goes on)
 OnProgress = Callable[[int, int, str], None]
@@ -55,7 +57,7 @@ class DemoConfig:
     out: Path = Path("report")
     #: about how long it may take; with more of it the grid goes further
     seconds: int = 150
-    #: of the long video, at one a second: an hour
+    #: of the long video, at one a second: an hour; fewer where there is no time to read them
     film_frames: int = 3600
     #: of cities, numbers and stretches of text
     seed: int = 0
@@ -135,7 +137,8 @@ def run_demo(
         longest = max(documents, key=lambda document: len(document.text))
         spoken = converse(engine, tokenizer, longest, _readable_length(grid, model, config.seconds), config.seed)
         looking = time.monotonic()
-        world = None if subject is None else see_world(subject, config.film_frames, config.seed, tell)
+        frames = _watchable_frames(grid, model, config)
+        world = None if subject is None else see_world(subject, frames, config.seed, tell)
         seconds = {"load": load_seconds, "world": time.monotonic() - looking}
         seconds |= {"compile": compiled(), "all": time.monotonic() - began}
     report = replace(_report(config, name, model, documents, haystack, grid, spoken, seconds), world=world)
@@ -164,6 +167,13 @@ def _readable_length(grid: Survey, model: LoadedModel, seconds: int) -> int:
     """The longest document worth reading once more: within the model's training, and in a tenth of the time."""
     times, limit = grid.seconds_per_prompt, model.config.max_context
     return max((n for n, spent in times.items() if n <= limit and spent < seconds / 10), default=min(times))
+
+
+def _watchable_frames(grid: Survey, model: LoadedModel, config: DemoConfig) -> int:
+    """As many frames of the long video as there is time to read."""
+    tokens = grid.readable_tokens(FILM_SHARE * config.seconds)
+    clips = tokens // (model.config.vocab.tokens_per_frame + 1) // CLIP
+    return min(config.film_frames, CLIP * max(1, clips))
 
 
 def _note(rows: Sequence[Row]) -> str:
