@@ -1,7 +1,8 @@
 """What masked packing and its weights are worth: the paper's ablation (LWM, section 4.2) at the size of the nano model.
 
-    python -m lwm.nano.world_records --codec runs/nano-codec/model --out runs/world
     python benchmarks/packing_ablation.py [--steps 600] [--seeds 3] [--save]
+
+It wants what `python -m lwm.nano.recipe` leaves in runs/ on its way: nano-words, nano-codec, world and nano-single.
 
 A model that has learned to tell pictures of one shape (`lwm train nano-single`) learns to answer questions about any
 pictures and clips, from the same records:
@@ -80,14 +81,17 @@ def run_of(variant: str, seed: int, steps: int, out: Path) -> Run:
     """One training."""
     files = [str(vision.RECORDS / f"{name}.parquet") for name in ("pictures", "clips_4", "clips_8")]
     data: Any = MixedData(tuple(RecordData(file, fields=LOOK, separator="") for file in files), (0.5, 0.25, 0.25))
+    run = vision.nano_clips()
     return replace(
-        vision.nano_clips(),
+        run,
         name=variant,
         data=Joined(data) if variant == "naive" else data,
         held_out=None,
         weighting="examples" if variant == "examples" else "tokens",
         steps=steps,
+        batch_size=1,
         seq_len=SEQ_LEN,
+        optimizer=replace(run.optimizer, warmup_steps=steps // 20),
         seed=seed,
         out=out,
         log_every=steps,

@@ -9,6 +9,7 @@ original. Originals over what came back are drawn into `real_media.png`.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         done = tokenize(TokenizeConfig((options.media,), options.model, records), codec)
         for name, reason in done.bad:
             print(f"{name}: {reason}")
-        items = [item for item in items if item.path.name not in {Path(name).name for name, _ in done.bad}]
+        items = [item for item in items if item.name not in dict(done.bad)]
+        if not items:
+            sys.exit(f"{options.media} holds no picture or video that can be read")
         written = detokenize(DetokenizeConfig(str(records), options.model, Path(scratch) / "seen"), codec)
         for item, file in zip(items, written, strict=True):
             original, back = read_frames(item.path, codec.resolution), read_frames(file, codec.resolution)

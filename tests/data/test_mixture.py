@@ -50,7 +50,7 @@ def test_shares_hold_and_nothing_is_left_out(byte_tokenizer):
     assert {seen[f"0/{index}"] for index in range(16_800)} == {1}
     assert {seen[f"1/{index}"] for index in range(1000)} == {2, 3}
     assert {seen[f"2/{index}"] for index in range(40)} == {25}
-    assert mixture.name == "part 0 (16800) + part 1 (1000) + part 2 (40)"
+    assert mixture.name == "8400 of part 0 (16800) + 1100 of part 1 (1000) + 500 of part 2 (40)"
 
 
 def test_shares_are_those_of_tokens(byte_tokenizer):
@@ -60,6 +60,14 @@ def test_shares_are_those_of_tokens(byte_tokenizer):
         example = mixture[index]
         tokens[int(example.record_id[0])] += len(example.tokens)
     np.testing.assert_allclose(tokens / tokens.sum(), (0.84, 0.16), atol=0.01)
+
+
+def test_a_share_of_few_but_long_records_is_exact(byte_tokenizer):
+    mixture = MixedData((Numbered(0, 500, 10), Numbered(1, 500, 60_000)), (0.75, 0.25)).open(byte_tokenizer, VOCAB)
+    long = int(mixture.name.split(" + ")[1].split(" of ")[0])
+    short = int(mixture.name.split(" of ")[0])
+    np.testing.assert_allclose(60_000 * long / (60_000 * long + 10 * short), 0.25, rtol=0.01)
+    assert max(len(mixture[index].tokens) for index in range(len(mixture) // long)) == 60_000
 
 
 def test_the_loader_reads_a_mixture_and_resumes(byte_tokenizer):
@@ -83,7 +91,9 @@ def test_the_loader_reads_a_mixture_and_resumes(byte_tokenizer):
         ((), (), "0 parts"),
         ((Numbered(0, 1),), (1.0, 2.0), "1 parts has 2 shares"),
         ((Numbered(0, 1), Numbered(1, 1)), (1.0, 0.0), "must be positive"),
-        ((Numbered(0, 1), Numbered(1, 1)), (1.0, 1e-6), "less than one record in 10000"),
+        ((Numbered(0, 1), Numbered(1, 1)), (1.0, 1e-6), "the share of part 1 comes to one record in 1,000,001"),
+        ((Numbered(0, 1), Numbered(1, 0)), (1.0, 1.0), "part 1 holds nothing to learn"),
+        ((Numbered(0, 1), Numbered(1, 5, 0)), (1.0, 1.0), "part 1 holds nothing to learn: 5 of its records"),
     ],
 )
 def test_impossible_mixtures_are_refused(parts, shares, message, byte_tokenizer):

@@ -68,6 +68,6 @@ def test_a_length_cut_short_spans_the_text():
     assert asked == list(DEPTHS[: len(asked)])
 
 
-def test_what_can_be_read_grows_with_the_root_of_the_time():
+def test_what_can_be_read_grows_with_the_root_of_the_time_and_shrinks_with_the_time():
     grid = Survey(seconds_per_prompt={1024: 0.5, 4096: 2.0})
-    assert [grid.readable_tokens(seconds) for seconds in (2.0, 8.0, 0.5)] == [4096, 8192, 2048]
+    assert [grid.readable_tokens(seconds) for seconds in (2.0, 8.0, 0.5)] == [4096, 8192, 1024]

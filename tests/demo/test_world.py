@@ -12,6 +12,8 @@ from lwm.core.mesh import MeshShape, make_mesh
 from lwm.core.params import abstract, init
 from lwm.core.vocab import Vocab
 from lwm.demo import DemoConfig, run_demo
+from lwm.demo.survey import Survey
+from lwm.demo.tour import FILM_SHARE, _watchable_frames
 from lwm.demo.world import Exhibit, FilmSeen, Found, StoryTold, WorldSeen
 from lwm.demo.world_page import world_section
 from lwm.model.config import ModelConfig
@@ -21,7 +23,7 @@ from lwm.vqgan.codec import declare as declare_codec
 from lwm.vqgan.config import PatchCodecConfig
 from lwm.vqgan.quantize import Codebook
 from lwm.weights.codec_store import save_codec
-from lwm.weights.store import read_config, save_model
+from lwm.weights.store import load_model, read_config, save_model
 
 CODEC = PatchCodecConfig(decoder_width=8, fine_widths=(8, 8), quantizer=Codebook(64, 8))
 VOCAB = Vocab(read_config("nano").vocab.text_size, vision_size=66, num_codes=64, tokens_per_frame=16)
@@ -46,7 +48,7 @@ def test_the_tour_of_a_model_that_sees_and_knows_nothing(directory, tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     world = summary["world"]
     assert [len(world[part]) for part in ("drawn", "filmed", "told")] == [12, 3, 6]
-    assert all(exhibit["correct"] in (True, False) for exhibit in world["drawn"])
+    assert [exhibit["correct"] for exhibit in world["drawn"]] == [exhibit.correct for exhibit in report.world.drawn]
     assert [turn["truth"] != "" for turn in world["film"]["turns"]] == [True, True]
     assert summary["seconds"]["world"] > 0
     page = (out / "report.html").read_text()
@@ -54,6 +56,13 @@ def test_the_tour_of_a_model_that_sees_and_knows_nothing(directory, tmp_path):
     assert len(report.renderables()) == 3
     first, second = report.world.film.turns
     assert first.read_tokens > 8 * 17 > second.read_tokens
+
+
+@pytest.mark.parametrize(("seconds_per_prompt", "frames"), [(30.0, 8), (FILM_SHARE, 56), (0.001, 600)])
+def test_a_long_video_has_whole_clips_and_as_many_frames_as_there_is_time_for(directory, seconds_per_prompt, frames):
+    model = load_model(str(directory), make_mesh(MeshShape(), jax.devices()[:1]))
+    grid = Survey(seconds_per_prompt={1024: seconds_per_prompt})
+    assert _watchable_frames(grid, model, DemoConfig(seconds=1, film_frames=600)) == frames
 
 
 def test_what_was_said_cannot_break_the_page():

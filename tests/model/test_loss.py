@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from lwm.core.batch import Batch
+from lwm.core.mesh import MeshShape, make_mesh
+from lwm.model import loss
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.loss import combine, loss_sums, target_weight
 from lwm.model.transformer import Transformer, head_weights, hidden_states, logits
@@ -45,11 +47,41 @@ def test_one_id_space_equals_two_heads(
     expected, expected_gradient = jax.jit(jax.value_and_grad(lambda p: two_head_loss(p, batch, config, compute)))(
         params
     )
-    loss, gradient = jax.jit(jax.value_and_grad(one))(params)
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    value, gradient = jax.jit(jax.value_and_grad(one))(params)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max()), gradient, expected_gradient
     )
+
+
+@pytest.mark.parametrize("mesh", [MeshShape(1, 1, 1, 1), MeshShape(1, 2, 1, 2)])
+def test_chunks_without_weight_are_left_out_and_nothing_else_changes(
+    params: Transformer, batch: Batch, config: ModelConfig, compute: Compute, mesh: MeshShape, monkeypatch
+) -> None:
+    few = dataclasses.replace(batch, loss_weights=jnp.where(jnp.arange(64) % 4 == 0, batch.loss_weights, 0.0))
+    none = dataclasses.replace(batch, loss_weights=jnp.zeros_like(batch.loss_weights))
+    expected = jax.jit(jax.value_and_grad(lambda p: two_head_loss(p, few, config, compute)))(params)
+    computed, inner = [], loss._token_losses
+
+    def counted(hidden: jax.Array, *rest: object) -> jax.Array:
+        jax.debug.callback(lambda: computed.append(hidden.shape[1]))
+        return inner(hidden, *rest)
+
+    monkeypatch.setattr(loss, "_token_losses", counted)
+    num_devices = mesh.fsdp * mesh.sp
+    with jax.set_mesh(make_mesh(mesh, jax.devices()[:num_devices])):
+        function = jax.jit(jax.value_and_grad(lambda p, b, w: combine(loss_sums(p, b, config, compute), w, SHARES)))
+        value, gradient = function(params, few, target_weight(few, config.vocab))
+        jax.effects_barrier()
+        # of 57 tokens in documents 15 have weight: two chunks of 8 of them, forward and backward, of eight in all
+        assert 0 < sum(computed) <= (2 * 2 * 8) * num_devices
+        computed.clear()
+        no_value, no_gradient = function(params, none, target_weight(none, config.vocab))
+        jax.effects_barrier()
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max()), gradient, expected[1])
+    assert not computed and no_value == 0
+    jax.tree.map(lambda a: np.testing.assert_array_equal(a, 0), no_gradient)
 
 
 def test_a_modality_without_targets_adds_nothing(

@@ -1,4 +1,5 @@
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -32,5 +33,6 @@ def test_a_stage_mixes_text_with_records_that_are_made(name):
             for order in part.fields:
                 names = order.replace("[", "").replace("]", "").replace("<|eos|>", "").split(",")
                 assert {name for name in names if name} <= known
-    held_out = run.held_out.path.split("/")[-1].removesuffix(".parquet")
-    assert FILES[held_out].held_out and held_out not in {getattr(part, "path", "") for part in run.data.parts}
+    assert FILES[Path(run.held_out.path).stem].held_out
+    trained_on = {Path(part.path).stem for part in run.data.parts if hasattr(part, "path")}
+    assert not any(FILES[name].held_out for name in trained_on & FILES.keys())

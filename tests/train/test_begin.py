@@ -1,7 +1,9 @@
 """A text model that learns to see keeps what it knows, whatever it is read from."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +58,25 @@ def test_text_is_scored_as_before(make_run: Callable[..., Run], tmp_path, tied: 
         assert abs(new - rows.mean(0)).mean() < 3 * abs(rows - rows.mean(0)).mean()
 
 
-def test_a_text_may_gain_pieces(make_run: Callable[..., Run], tmp_path):
+@pytest.mark.parametrize("codes", [CODES, {}])
+def test_a_text_may_gain_pieces(codes: dict[str, int], make_run: Callable[..., Run], tmp_path):
     run = make_run()
     with jax.set_mesh(mesh := make_mesh(MeshShape(), jax.devices()[:1])):
         before = starting_params(run, mesh)
-        save_model(tmp_path / "text", run.model, before, None, "float32")
-        more = replace(run.model, vocab=replace(run.model.vocab, text_size=272, **CODES))
-        after = starting_params(replace(run, model=more, init_from=str(tmp_path / "text")), mesh)
-    assert after.embedding.shape[0] == 272 + CODES["vision_size"]
+        save_model(tmp_path / "text", run.model, before, Path(run.tokenizer), "float32")
+        more = replace(run.model, vocab=replace(run.model.vocab, text_size=272, **codes))
+        grown = replace(run, model=more, init_from=str(tmp_path / "text"))
+        after = starting_params(grown, mesh)
+        other = json.loads(Path(run.tokenizer).read_text())
+        vocab = other["model"]["vocab"]
+        vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+        (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match=r"id \d+ is 'b' and was 'a'"):
+            starting_params(replace(grown, tokenizer=str(tmp_path / "tokenizer.json")), mesh)
+        (tmp_path / "text" / "tokenizer.json").unlink()
+        with pytest.raises(UserError, match="264 text ids and no tokenizer"):
+            starting_params(grown, mesh)
+    assert after.embedding.shape[0] == 272 + codes.get("vision_size", 0)
     np.testing.assert_array_equal(after.embedding[:264], before.embedding)
     assert len(np.unique(np.asarray(after.embedding), axis=0)) == len(after.embedding)
 
@@ -85,6 +98,26 @@ def test_codes_that_look_alike_begin_alike(quantizer, make_run: Callable[..., Ru
     assert 0.8 < rows.std() < 1.2
     apart = [np.linalg.norm(some[:, None] - some, axis=-1)[np.triu_indices(16, 1)] for some in (rows, vectors)]
     assert np.corrcoef(*apart)[0, 1] > (0.7 if quantizer.width > rows.shape[1] else 0.999)
+
+
+def test_a_small_model_that_sees_is_not_taken_for_one_of_text(make_run: Callable[..., Run], tmp_path):
+    run = make_run()
+    with jax.set_mesh(mesh := make_mesh(MeshShape(), jax.devices()[:1])):
+        small = seeing(run)
+        save_model(tmp_path / "sees", small.model, starting_params(small, mesh), Path(run.tokenizer), "float32")
+        larger = replace(small.model, vocab=replace(small.model.vocab, text_size=300))
+        with pytest.raises(UserError, match="embedding has shape"):
+            starting_params(replace(small, model=larger, init_from=str(tmp_path / "sees")), mesh)
+
+
+def test_a_head_of_its_own_gets_rows_of_its_own(make_run: Callable[..., Run], tmp_path):
+    run = make_run()
+    run = replace(run, model=replace(run.model, tie_word_embeddings=False))
+    with jax.set_mesh(mesh := make_mesh(MeshShape(), jax.devices()[:1])):
+        save_model(tmp_path / "text", run.model, starting_params(run, mesh), None, "float32")
+        after = starting_params(seeing(run, init_from=str(tmp_path / "text")), mesh)
+    rows, columns = (np.asarray(table)[-CODES["vision_size"] :] for table in (after.embedding, after.head.T))
+    assert abs(np.corrcoef((rows - rows.mean(0)).ravel(), (columns - columns.mean(0)).ravel())[0, 1]) < 0.2
 
 
 def test_from_checkpoints_and_the_finished_model_alike(make_run: Callable[..., Run], tmp_path):

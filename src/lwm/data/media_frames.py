@@ -36,7 +36,8 @@ class MediaFrames:
         path = Path(self.path)
         files = media_files(path) if path.is_dir() else [path]
         if not self.path or not files:
-            raise UserError(f"no pictures or videos at {self.path!r}: name a file or a directory with --data.path")
+            flag = "--data.path" if self.split == "training" else "--held-out.path"
+            raise UserError(f"no pictures or videos at {self.path!r}: name a file or a directory with {flag}")
         if not 0 <= self.margin < 1:
             raise UserError(f"margin {self.margin} must be 0 or more and less than 1")
         held_out = self.split == "held_out"
@@ -51,7 +52,10 @@ class MediaFrames:
             elif ((number + 1) % HELD_OUT_EVERY == 0) == held_out:
                 kept.append(pixels)
         if not kept:
-            raise UserError(f"{self.path} has too few pictures to hold any out: name others with --held-out.path")
+            raise UserError(
+                f"{self.path} has too few pictures to hold any out, which is one in {HELD_OUT_EVERY}: add pictures, "
+                "or a video, of which the end is held out"
+            )
         return MediaFrameSource(np.concatenate(kept), resolution, augmented=not held_out)
 
 

@@ -133,10 +133,14 @@ def tokenizer_file(path: Path | str) -> Path:
     if not str(path):
         raise UserError("no tokenizer is named: give a tokenizer.json, a .model, or a directory with one (--tokenizer)")
     if os.path.isdir(path):
-        found = [Path(path) / name for name in TOKENIZER_FILES if os.path.isfile(Path(path) / name)]
-        if not found:
+        if not has_tokenizer(Path(path)):
             raise UserError(f"{path} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)}")
-        return found[0]
+        return next(Path(path) / name for name in TOKENIZER_FILES if os.path.isfile(Path(path) / name))
     if not os.path.isfile(path):
         raise UserError(f"tokenizer {path} does not exist: give a tokenizer.json, a .model, or a directory with one")
     return Path(path)
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether `tokenizer_file` finds one there."""
+    return any(os.path.isfile(directory / name) for name in TOKENIZER_FILES)

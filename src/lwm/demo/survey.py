@@ -32,9 +32,10 @@ class Survey:
     seconds_per_prompt: dict[int, float] = field(default_factory=dict)
 
     def readable_tokens(self, seconds: float) -> int:
-        """What can be read in so many seconds for sure: at worst the time goes with the square of the length."""
+        """What can surely be read in so many seconds: the time goes with the length, at worst with its square."""
         length, spent = max(self.seconds_per_prompt.items())
-        return int(length * math.sqrt(seconds / spent))
+        times = seconds / spent
+        return int(length * min(times, math.sqrt(times)))
 
 
 def survey(

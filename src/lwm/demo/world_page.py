@@ -67,11 +67,12 @@ def _story(story: StoryTold) -> str:
 
 
 def _film(film: FilmSeen) -> str:
-    minutes = film.num_frames / 60
+    seconds = film.num_frames
+    lasts = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds} seconds"
     strip = "".join(_picture(frame, "a frame of the video") for frame in film.excerpt)
     turns = "".join(_found(turn) for turn in film.turns)
     return (
-        f"<p>A video of {minutes:.0f} minutes at one frame a second. Frame {film.place:,} alone lies on blossom; "
+        f"<p>A video of {lasts} at one frame a second. Frame {film.place:,} alone lies on blossom; "
         "the model was asked about it once it had seen everything. The frames around it:</p>"
         f'<div class="strip">{strip}</div><ol class="transcript">{turns}</ol>'
     )

@@ -46,8 +46,8 @@ def target_weight(batch: Batch, vocab: Vocab) -> PerModality:
 def loss_sums(params: Transformer, batch: Batch, config: ModelConfig, compute: Compute) -> LossSums:
     """Forward pass and summed losses of a batch.
 
-    Logits exist for one chunk of tokens at a time, and for none that only holds tokens without weight: prompts and
-    padding cost nothing here.
+    Logits exist for one chunk of tokens at a time, and for none in which no row has a token of weight. Tokens of weight
+    come first, so that prompts and padding cost what the row with the fewest of them has.
     """
     hidden = hidden_states(params, batch.tokens, batch.segment_ids, batch.positions, config, compute)
     head = head_weights(params, config, compute)
@@ -83,14 +83,14 @@ def _weighted_first(weights: Float[Array, "B T"], arrays: tuple[Array, ...]) -> 
     if weights.shape[1] % shards:
         return arrays
 
-    def shares(x: Array) -> Array:
+    def per_device(x: Array) -> Array:
         cut = x.reshape(x.shape[0], shards, -1, *x.shape[2:])
         return constrain(cut, "batch", "tokens", *[None] * (x.ndim - 1))
 
-    order = jnp.argsort(shares(weights) == 0, axis=-1, stable=True)
+    order = jnp.argsort(per_device(weights) == 0, axis=-1, stable=True)
 
     def reorder(x: Array) -> Array:
-        moved = jnp.take_along_axis(shares(x), order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=2)
+        moved = jnp.take_along_axis(per_device(x), order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=2)
         return constrain(moved.reshape(x.shape), "batch", "tokens", *[None] * (x.ndim - 2))
 
     return tuple(map(reorder, arrays))

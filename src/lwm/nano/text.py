@@ -4,6 +4,9 @@ LWM lengthened its text models the same way (paper, table 11). Finding is learne
 stages stretch it, with fewer steps each and short records always in the mix. Their positions skip, so that distances
 are learned that are far longer than the rows. The rotary base rises with the distance, so that features which compare
 contents turn no further over a long text than they did over a short one.
+
+All stages want the tokenizer that `python -m lwm.nano.train_tokenizer` makes, and the first one weights to begin from:
+`python -m lwm.nano.recipe` makes everything in its order.
 """
 
 from collections.abc import Callable

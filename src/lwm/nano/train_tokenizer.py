@@ -10,7 +10,7 @@ half as long with it, and a colour is one token to attend to instead of three.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -79,31 +79,40 @@ def world_words() -> list[str]:
     return sorted({word for text in texts for word in re.findall(r" ([A-Za-z]+)", text)})
 
 
-def with_words(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
-    """The same tokenizer with more pieces behind its own, so that each of `words` is one where it follows a space.
+def with_words(tokenizer: Tokenizer, added: Iterable[str]) -> Tokenizer:
+    """The same tokenizer with more pieces behind its own, so that each word `added` is one where it follows a space.
 
     They are put together last of all, from the pieces that a word had: other text is cut as before, unless a word of
     it begins alike.
     """
     state = json.loads(tokenizer.to_str())
     ids, merges = state["model"]["vocab"], state["model"]["merges"]
-    for word in words:
+    merged = {tuple(merge) for merge in merges}
+    for word in added:
         whole_piece, *rest = tokenizer.encode(f" {word}").tokens
         for piece in rest:
-            if (longer := whole_piece + piece) not in ids:
-                ids[longer] = len(ids)
+            longer = whole_piece + piece
+            ids.setdefault(longer, len(ids))
+            if (whole_piece, piece) not in merged:
+                merged.add((whole_piece, piece))
                 merges.append([whole_piece, piece])
             whole_piece = longer
     return Tokenizer.from_str(json.dumps(state))
 
 
 def main() -> None:
-    """Train and write them."""
-    text = train_tokenizer(training_texts())
-    for file, tokenizer in ((TEXT_TOKENIZER, text), (WORLD_TOKENIZER, with_words(text, world_words()))):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole(file) as scratch:
-            tokenizer.save(str(scratch))
+    """Train and write those that are not there."""
+    _write_once(TEXT_TOKENIZER, lambda: train_tokenizer(training_texts()))
+    _write_once(WORLD_TOKENIZER, lambda: with_words(Tokenizer.from_file(str(TEXT_TOKENIZER)), world_words()))
+
+
+def _write_once(file: Path, make: Callable[[], Tokenizer]) -> None:
+    """A tokenizer that is there stays: stages may have been trained with it."""
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole(file) as scratch:
+        make().save(str(scratch))
 
 
 if __name__ == "__main__":

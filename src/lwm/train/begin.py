@@ -1,6 +1,7 @@
 """The parameters a run begins with: fresh ones, another run's or model's, or a text model's that is to learn to see."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -10,35 +11,46 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from lwm.core import params as declared
+from lwm.core.errors import UserError
+from lwm.data.tokenizer import has_tokenizer, load_tokenizer
 from lwm.model.config import ModelConfig, text_only
 from lwm.model.transformer import Transformer, declare
 from lwm.train.base import saved_steps
 from lwm.train.checkpoint import Checkpoints
 from lwm.train.run import Run, codec_of, require_beginning
 from lwm.weights.codec_store import load_codec
-from lwm.weights.store import EMBEDDED, load_model, read_config
+from lwm.weights.store import EMBEDDED, load_model, locate, read_config
 
 
 def starting_params(run: Run, mesh: Mesh) -> Transformer:
     """fp32 parameters on the mesh.
 
     A text model becomes one that sees by new rows for codes and marks in its embedding and head, and its answers to
-    text stay what they were. LWM began its vision stages from its text model like this (paper, section 4). Its text
-    may gain pieces in the same way.
+    text stay what they were. LWM began its vision stages from its text model like this (paper, section 4). Its
+    tokenizer may gain pieces in the same way.
 
     Raises:
-        UserError: there is nothing to begin from, or it has other shapes.
+        UserError: there is nothing to begin from, it has other shapes, or ids that mean other pieces of text.
     """
     require_beginning(run)
     key = jax.random.key(run.seed)
     if run.init_from is None:
         return declared.init_sharded(declare(run.model), key, jnp.float32, mesh)
     source = _resolved(run.init_from)
-    vocab = run.model.vocab
-    if vocab.vision_size and (earlier := _text_ids(source)) <= vocab.text_size:
-        before = _load(source, text_only(run.model, earlier), mesh)
-        return _with_rows(before, run.model, mesh, _new_rows(run, mesh, vocab.text_size - earlier, key))
-    return _load(source, run.model, mesh)
+    earlier, vocab = _text_model(source), run.model.vocab
+    if earlier is None or not earlier.size <= vocab.text_size or earlier.size == vocab.size:
+        return _load(source, run.model, mesh)
+    if earlier.size < vocab.text_size:
+        _require_same_pieces(earlier, run.tokenizer)
+    return _with_rows(_load(source, text_only(run.model, earlier.size), mesh), run, mesh, key)
+
+
+@dataclass(frozen=True)
+class _TextModel:
+    """A model without vision ids: how many it has of text, and its tokenizer, where that is known."""
+
+    size: int
+    tokenizer: str | None
 
 
 def _resolved(source: str) -> str | Path:
@@ -55,12 +67,33 @@ def _is_checkpoints(source: str | Path) -> bool:
     return isinstance(source, Path) and source.name == "checkpoints"
 
 
-def _text_ids(source: str | Path) -> int:
-    """Rows of its embedding: all of them are text where no more than that are expected."""
-    if not _is_checkpoints(source):
-        return read_config(source).vocab.size
-    with Checkpoints(Path(source)) as earlier:
-        return earlier.shapes().get("embedding", (0,))[0]
+def _text_model(source: str | Path) -> _TextModel | None:
+    """What is to be known of a model of text alone; None of one that sees."""
+    if _is_checkpoints(source):
+        with Checkpoints(Path(source)) as earlier:
+            stored = earlier.config()
+        vocab, tokenizer = stored["model"]["vocab"], stored["tokenizer"]
+        return None if vocab["vision_size"] else _TextModel(vocab["text_size"], tokenizer)
+    vocab, directory = read_config(source).vocab, locate(source)
+    return (
+        None if vocab.vision_size else _TextModel(vocab.text_size, str(directory) if has_tokenizer(directory) else None)
+    )
+
+
+def _require_same_pieces(earlier: _TextModel, tokenizer: str) -> None:
+    """A tokenizer with more pieces must have the earlier ones where they were, or every row would mean another."""
+    if earlier.tokenizer is None:
+        raise UserError(
+            f"a model of {earlier.size} text ids and no tokenizer cannot be given the pieces of {tokenizer}: nothing "
+            "tells whether its own are among them"
+        )
+    before, now = load_tokenizer(earlier.tokenizer), load_tokenizer(tokenizer)
+    moved = [piece for piece in range(before.size) if before.decode([piece]) != now.decode([piece])]
+    if moved:
+        raise UserError(
+            f"the tokenizer {tokenizer} is not that of the model to begin from with more pieces: id {moved[0]} is "
+            f"{now.decode(moved[:1])!r} and was {before.decode(moved[:1])!r}"
+        )
 
 
 def _load(source: str | Path, config: ModelConfig, mesh: Mesh) -> Transformer:
@@ -74,39 +107,43 @@ def _load(source: str | Path, config: ModelConfig, mesh: Mesh) -> Transformer:
     return params
 
 
-def _new_rows(run: Run, mesh: Mesh, num_pieces: int, key: Key[Array, ""]) -> Float[np.ndarray, "new D"]:
-    """Rows of new text pieces, of codes and of marks, every feature of mean 0 and variance 1.
+def _with_rows(params: Transformer, run: Run, mesh: Mesh, key: Key[Array, ""]) -> Transformer:
+    """The same model with more rows, alike to those it has: all of them share what trained ones have in common.
 
-    Codes that look alike begin alike: what a codec says of them is turned into the width of the model. A small model
-    learned to draw nearly twice as fast by it (docs/log.md). Other rows, and all where no codec is known, are random.
+    Attention may rely on that. An untied head has rows of its own, or each new id would begin by asking for itself.
     """
-    vocab, width = run.model.vocab, run.model.hidden_size
+    directory = codec_of(run) if run.model.vocab.vision_size else None
+    vectors = None if directory is None else load_codec(directory, mesh).vectors()
+    num_pieces = run.model.vocab.size - run.model.vocab.vision_size - params.embedding.shape[0]
+    own = [_new_rows(run.model, num_pieces, vectors, jax.random.fold_in(key, place)) for place in range(2)]
+
+    def longer(table: Float[Array, "earlier D"], rows: Float[Array, "new D"]) -> Float[Array, "V D"]:
+        return jnp.concatenate([table, table.mean(0) + table.std(0) * rows])
+
+    def grow(params: Transformer, own: list[Float[Array, "new D"]]) -> Transformer:
+        head = None if params.head is None else longer(params.head.T, own[1]).T
+        return Transformer(longer(params.embedding, own[0]), params.layers, params.final_norm, head)
+
+    return jax.jit(grow, out_shardings=declared.shardings(declare(run.model), mesh))(params, own)
+
+
+def _new_rows(
+    config: ModelConfig, num_pieces: int, vectors: Float[np.ndarray, "codes C"] | None, key: Key[Array, ""]
+) -> Float[np.ndarray, "new D"]:
+    """Rows of new text pieces, of codes and of marks, of mean 0 and variance 1.
+
+    Codes that look alike begin alike: what a codec says of them (`vectors`) is turned into the width of the model. A
+    small model learned to draw nearly twice as fast by it (docs/log.md). Other rows, and all where no codec is known,
+    are random.
+    """
+    width = config.hidden_size
     turn, *drawn = jax.random.split(key, 3)
     pieces, vision = (
         np.asarray(jax.random.normal(own, (count, width)))
-        for own, count in zip(drawn, (num_pieces, vocab.vision_size), strict=True)
+        for own, count in zip(drawn, (num_pieces, config.vocab.vision_size), strict=True)
     )
-    if (directory := codec_of(run)) is not None:
-        vectors = load_codec(directory, mesh).vectors()
-        vectors = vectors - vectors.mean(0)
-        turned = (
-            vectors @ np.asarray(jax.random.orthogonal(turn, max(width, vectors.shape[1])))[: vectors.shape[1], :width]
-        )
-        vision = np.concatenate([turned / turned.std(), vision[vocab.num_codes :]])
+    if vectors is not None:
+        turned = np.asarray(jax.random.orthogonal(turn, max(width, vectors.shape[1])))[: vectors.shape[1], :width]
+        codes = (vectors - vectors.mean(0)) @ turned
+        vision = np.concatenate([codes / codes.std(), vision[config.vocab.num_codes :]])
     return np.concatenate([pieces, vision])
-
-
-def _with_rows(params: Transformer, config: ModelConfig, mesh: Mesh, rows: Float[np.ndarray, "new D"]) -> Transformer:
-    """The same model with more rows, alike to those it has: each feature gets their mean and spread.
-
-    They would else lack what all trained ones share, which attention may rely on.
-    """
-
-    def longer(table: Float[Array, "earlier D"]) -> Float[Array, "V D"]:
-        return jnp.concatenate([table, table.mean(0) + table.std(0) * rows])
-
-    def grow(params: Transformer) -> Transformer:
-        head = None if params.head is None else longer(params.head.T).T
-        return Transformer(longer(params.embedding), params.layers, params.final_norm, head)
-
-    return jax.jit(grow, out_shardings=declared.shardings(declare(config), mesh))(params)

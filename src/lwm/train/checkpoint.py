@@ -77,6 +77,17 @@ class Checkpoints:
         placed_step = jax.device_put(np.int32(step), target.step.sharding)
         return TrainState(restored.params, restored.optimizer, placed_step), restored.loader
 
+    def config(self) -> dict[str, Any]:
+        """The resolved run of the last step.
+
+        Raises:
+            UserError: there is no checkpoint.
+        """
+        config: dict[str, Any] = self._manager.restore(
+            self._latest_or_refuse(), args=ocp.args.Composite(config=ocp.args.JsonRestore())
+        ).config
+        return config
+
     def restore_params(self, target: Any) -> Any:
         """The last step's parameters alone, laid out as `target` asks.
 

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from lwm.core.errors import UserError
 from lwm.core.files import write_json
 from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name, shardings, tensor_name
-from lwm.data.tokenizer import SPECIAL_TOKEN_FILES, TOKENIZER_FILES, Tokenizer, load_tokenizer
+from lwm.data.tokenizer import SPECIAL_TOKEN_FILES, TOKENIZER_FILES, Tokenizer, has_tokenizer, load_tokenizer
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import Transformer, declare
 from lwm.weights.codec_store import copy_codec
@@ -229,7 +229,7 @@ def _read_json(path: Path, when_missing: str) -> dict[str, Any]:
 
 
 def _read_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer | None:
-    if not any((directory / name).exists() for name in TOKENIZER_FILES):
+    if not has_tokenizer(directory):
         return None
     tokenizer = load_tokenizer(directory)
     if tokenizer.size > config.vocab.text_size:
