@@ -86,8 +86,8 @@ def _name(source: ExampleSource) -> str:
 
 def _mean_length(source: ExampleSource) -> float:
     """Tokens of an example, on average over some that lie far apart; what cannot be read has none."""
-    places = np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)) if len(source) else []
-    examples = [source[int(place)] for place in places]
+    places = {int(place) for place in np.linspace(0, len(source) - 1, SAMPLED)} if len(source) else set()
+    examples = [source[place] for place in sorted(places)]
     tokens = sum(len(example.tokens) for example in examples if example is not None)
     if not tokens:
         raise UserError(f"{_name(source)} holds nothing to learn: {len(examples)} of its records were tried")

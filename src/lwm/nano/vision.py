@@ -81,7 +81,7 @@ def nano_clips() -> Run:
         (_films(max_clips=3), 0.06),
         (replace(_SHORT, lengths=(1024, 512, 256), length_shares=(0.4, 0.3, 0.3)), 0.07),
     )
-    return _stage("nano-clips", parts, row=1024, steps=5500, learning_rate=2e-3, after="nano-pictures")
+    return _stage("nano-clips", parts, row=1024, steps=3000, learning_rate=2e-3, after="nano-pictures")
 
 
 def nano_films() -> Run:
@@ -100,7 +100,7 @@ def nano_films() -> Run:
         (long, 0.12),
         (replace(short, max_facts=12, max_questions=20), 0.1),
     )
-    return _stage("nano-films", parts, row=8192, steps=250, learning_rate=1e-3, after="nano-clips")
+    return _stage("nano-films", parts, row=8192, steps=150, learning_rate=1e-3, after="nano-clips")
 
 
 STAGES: dict[str, Callable[[], Run]] = {
