@@ -52,8 +52,8 @@ def make_devices(count: int | None) -> None:
         raise UserError(f"--cpu-devices {count}: give 1 or more")
     import jax
 
-    # A collective keeps its thread until every device has come to it. With one for each and none to spare, whatever else
-    # wants a thread, such as the copy for a checkpoint, may leave all of them waiting (seen once in 20,000 steps).
+    # A collective keeps its thread until every device has come to it. With one for each and none to spare, whatever
+    # else wants a thread, such as the copy for a checkpoint, may leave all of them waiting (once in 20,000 steps).
     os.environ.setdefault("NPROC", str(count + (os.cpu_count() or 1)))
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
