@@ -4,6 +4,7 @@ from tokenizers import Tokenizer
 from lwm.infer.prompts import needle, needle_prompt
 from lwm.nano.corpus import held_out_documents
 from lwm.nano.train_tokenizer import (
+    SIZE,
     SIZE_WITH_WORDS,
     SPECIAL,
     TOKENIZER_FILE,
@@ -15,7 +16,7 @@ from lwm.nano.train_tokenizer import (
 
 def test_special_tokens_have_the_ids_that_llama_gave_them(tokenizer):
     raw = Tokenizer.from_file(str(TOKENIZER_FILE))
-    assert (raw.get_vocab_size(), tokenizer.size) == (SIZE_WITH_WORDS, SIZE_WITH_WORDS)
+    assert (raw.get_vocab_size(), tokenizer.size) == (SIZE, SIZE)
     assert [raw.token_to_id(name) for name in SPECIAL] == [0, 1, 2]
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
 
@@ -59,7 +60,9 @@ def test_words_of_the_small_world_become_pieces_and_other_text_stays():
     assert sorted(ids.values()) == list(range(len(ids)))
 
 
-def test_all_words_of_the_small_world_are_known(tokenizer):
+def test_all_words_of_the_small_world_can_be_pieces():
     words = world_words()
     assert {"circle", "purple", "blossom", "vanishes"} <= {*words}
-    assert all(len(tokenizer.encode(f" {word}")) == 1 for word in words)
+    known = with_words(Tokenizer.from_file(str(TOKENIZER_FILE)), words)
+    assert known.get_vocab_size() == SIZE_WITH_WORDS
+    assert all(len(known.encode(f" {word}").ids) == 1 for word in words)

@@ -41,10 +41,10 @@ LEAST_SIDE = 256
 class DrawSampling(Sampling):
     """How the codes of frames are drawn, and how much the prompt is heeded."""
 
-    temperature: float = 1.0
+    temperature: float = 0.7
     #: classifier-free guidance of the first frame, the second, ..., the last for all that follow: 1 takes the prompt as
     #: it is, more draws away from what would have come unasked
-    cfg: tuple[float, ...] = (1.0,)
+    cfg: tuple[float, ...] = (2.0,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
