@@ -15,6 +15,7 @@ from lwm.data.mixture import MixedData
 from lwm.model.config import SIZES, Compute, lengthen
 from lwm.nano import RUNS
 from lwm.nano.films import FilmData
+from lwm.nano.shown import SHOWN
 from lwm.nano.tasks import TaskData
 from lwm.nano.text import LONG
 from lwm.nano.train_tokenizer import SIZE_WITH_WORDS, WORLD_TOKENIZER
@@ -159,5 +160,6 @@ def _stage(
         checkpoint_every=max(1, steps // 20),
         init_from=str(RUNS / after),
         codec=str(CODEC),
+        code_features=str(RECORDS / SHOWN),
         out=RUNS / name,
     )

@@ -22,6 +22,7 @@ from lwm.core.files import whole
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.data.vision import pack
 from lwm.infer import prompts
+from lwm.nano.shown import SHOWN, write_shown
 from lwm.vqgan.codec import FrameCodec
 from lwm.weights.codec_store import load_codec
 from lwm.world.draw import draw
@@ -157,6 +158,8 @@ def main(codec: Path, out: Path) -> None:
             write_records(out / f"{name}.parquet", config, loaded)
     if not (out / "stories.parquet").exists():
         write_stories(out / "stories.parquet", STORIES, loaded)
+    if not (out / SHOWN).exists():
+        write_shown(out / SHOWN, loaded)
 
 
 if __name__ == "__main__":

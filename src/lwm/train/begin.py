@@ -17,7 +17,7 @@ from lwm.model.config import ModelConfig, text_only
 from lwm.model.transformer import Transformer, declare
 from lwm.train.base import saved_steps
 from lwm.train.checkpoint import Checkpoints
-from lwm.train.run import Run, codec_of, require_beginning
+from lwm.train.run import Run, codec_of, features_of, require_beginning
 from lwm.weights.codec_store import load_codec
 from lwm.weights.store import EMBEDDED, load_model, locate, read_config
 
@@ -112,8 +112,9 @@ def _with_rows(params: Transformer, run: Run, mesh: Mesh, key: Key[Array, ""]) -
 
     Attention may rely on that. An untied head has rows of its own, or each new id would begin by asking for itself.
     """
-    directory = codec_of(run) if run.model.vocab.vision_size else None
-    vectors = None if directory is None else load_codec(directory, mesh).vectors()
+    vectors = features_of(run)
+    if vectors is None and run.model.vocab.vision_size and (directory := codec_of(run)) is not None:
+        vectors = load_codec(directory, mesh).vectors()
     num_pieces = run.model.vocab.size - run.model.vocab.vision_size - params.embedding.shape[0]
     own = [_new_rows(run.model, num_pieces, vectors, jax.random.fold_in(key, place)) for place in range(2)]
 
@@ -132,9 +133,9 @@ def _new_rows(
 ) -> Float[np.ndarray, "new D"]:
     """Rows of new text pieces, of codes and of marks, of mean 0 and variance 1.
 
-    Codes that look alike begin alike: what a codec says of them (`vectors`) is turned into the width of the model. A
-    small model learned to draw nearly twice as fast by it (docs/log.md). Other rows, and all where no codec is known,
-    are random.
+    Codes that look alike begin alike: what is said of them, by features or by a codec (`vectors`), is turned into the
+    width of the model. A small model learned to draw nearly twice as fast by it (docs/log.md). Other rows, and all
+    where nothing is known, are random.
     """
     width = config.hidden_size
     turn, *drawn = jax.random.split(key, 3)

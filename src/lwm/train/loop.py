@@ -25,7 +25,7 @@ from lwm.train.begin import starting_params
 from lwm.train.checkpoint import Checkpoints
 from lwm.train.feed import Feed
 from lwm.train.metrics import import_wandb
-from lwm.train.run import Run, codec_of, require_runnable
+from lwm.train.run import Run, codec_of, features_of, require_runnable
 from lwm.train.state import abstract_state, init_state
 from lwm.train.step import make_eval_step, make_train_step, summarize
 from lwm.train.steps import Moment, TrainResult, Values, as_values, make_hooks, open_sinks, take_steps
@@ -62,7 +62,13 @@ def train(run: Run, resume: bool = False) -> TrainResult:
                 hooks = make_hooks(run, measure, sinks, checkpoints)
                 optimizer = run.optimizer.ending_at(run.steps)
                 train_step = make_train_step(
-                    run.model, run.compute, optimizer, mesh, run.gradient_accumulation, run.vision_share
+                    run.model,
+                    run.compute,
+                    optimizer,
+                    mesh,
+                    run.gradient_accumulation,
+                    run.vision_share,
+                    features_of(run),
                 )
                 end, stopped_by = take_steps(run, begin, feed, train_step, hooks, checkpoints)
         if stopped_by is None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Float
+
 from lwm.core.errors import UserError
 from lwm.core.layout import Layout, order
 from lwm.core.mesh import axis_size
@@ -15,6 +18,7 @@ from lwm.data.packing import LongDocuments, Weighting
 from lwm.data.tokenizer import Tokenizer, tokenizer_file
 from lwm.model.config import Compute, ModelConfig
 from lwm.train.base import BaseRun
+from lwm.train.code_rows import read_features
 from lwm.weights.codec_store import has_codec, read_codec_config, require_same_codes
 from lwm.weights.store import EMBEDDED
 
@@ -55,6 +59,8 @@ class Run(BaseRun):
     #: a directory with the codec of the records' frames, or the name of an embedded model: it goes into the finished
     #: model; left out, that of the model to start from
     codec: str | None = None
+    #: a .npy file with a row of features for each code, of which the rows of codes are to be sums (`train.code_rows`)
+    code_features: str | None = None
     #: precision of the model directory written at the end
     save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     #: several hosts: join them with `jax.distributed.initialize()`, which finds SLURM, GKE, TPU pods and MPI by itself
@@ -93,12 +99,18 @@ def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
             f"the tokenizer {run.tokenizer} does not match the model: it has {tokenizer.size} ids, "
             f"the model {run.model.vocab.text_size} text ids"
         )
+    features_of(run)
     if (codec := codec_of(run)) is not None:
         require_same_codes(run.model.vocab, read_codec_config(codec))
         if not has_codec(codec):
             raise UserError(
                 f"the codec in {codec} has no tensors: name a directory that holds a whole one with --codec"
             )
+
+
+def features_of(run: Run) -> Float[np.ndarray, "codes features"] | None:
+    """What is said of each code, where anything is."""
+    return None if run.code_features is None else read_features(run.code_features, run.model.vocab.num_codes)
 
 
 def codec_of(run: Run) -> Path | None:

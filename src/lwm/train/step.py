@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -14,6 +15,7 @@ from lwm.core.vocab import Vocab
 from lwm.model import transformer
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.loss import LossSums, combine, loss_sums, target_weight
+from lwm.train.code_rows import make_shared_update
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.state import Metrics, TrainState, abstract_state, make_update, shardings_of
 
@@ -35,6 +37,7 @@ def make_train_step(
     mesh: Mesh,
     accumulation: int = 1,
     vision_share: float = EVEN,
+    code_features: Float[np.ndarray, "codes features"] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step; it consumes (donates) the state it is given. Call it with the mesh in force.
 
@@ -42,7 +45,8 @@ def make_train_step(
     gradient is not finite leaves the state as it was and says so in its metrics (`finite`).
     """
     declaration = transformer.declare(model)
-    advance = make_update(declaration, optimizer)
+    adjust = {} if code_features is None else {"adjust": make_shared_update(code_features, model.vocab)}
+    advance = make_update(declaration, optimizer, **adjust)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradients, sums = accumulate(state.params, batch, model, compute, accumulation, vision_share)

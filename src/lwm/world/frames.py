@@ -7,7 +7,7 @@ from jaxtyping import Float32, UInt8
 
 from lwm.core.errors import UserError
 from lwm.world.draw import SIDE, coverage, draw_frame
-from lwm.world.scene import MARKED, MAX_SPRITES, Colour, Shape, random_scene
+from lwm.world.scene import MARKED, MAX_SPRITES, Colour, Scene, Shape, random_scene
 
 CLIP_SHARE, CLIP_FRAMES = 0.5, 8
 #: of the frames, those that lie on the ground of marked ones
@@ -52,13 +52,17 @@ class WorldFrameSource:
     def __len__(self) -> int:
         return self._config.num_frames
 
-    def __getitem__(self, place: int) -> tuple[UInt8[np.ndarray, "side side 3"], Float32[np.ndarray, "side side"]]:
+    def scene(self, place: int) -> tuple[Scene, int]:
+        """What is drawn there: a scene, and which of its frames."""
         rng = np.random.default_rng((self._config.seed, place, FRAMES))
         num_frames = CLIP_FRAMES if rng.random() < CLIP_SHARE else 1
         scene = random_scene(rng, num_frames, self._config.max_sprites, self._forbidden)
         if rng.random() < MARKED_SHARE:
             scene = replace(scene, ground=MARKED)
-        frame = int(rng.integers(num_frames))
+        return scene, int(rng.integers(num_frames))
+
+    def __getitem__(self, place: int) -> tuple[UInt8[np.ndarray, "side side 3"], Float32[np.ndarray, "side side"]]:
+        scene, frame = self.scene(place)
         covered = np.zeros((SIDE, SIDE), np.float32)
         for look in scene.looks(frame):
             covered = np.maximum(covered, coverage(look.shape, look.size, look.x, look.y))
