@@ -63,11 +63,11 @@ def test_shares_are_those_of_tokens(byte_tokenizer):
 
 
 def test_a_share_of_few_but_long_records_is_exact(byte_tokenizer):
-    mixture = MixedData((Numbered(0, 500, 10), Numbered(1, 500, 60_000)), (0.75, 0.25)).open(byte_tokenizer, VOCAB)
+    mixture = MixedData((Numbered(0, 500, 10), Numbered(1, 500, 6_000)), (0.75, 0.25)).open(byte_tokenizer, VOCAB)
     long = int(mixture.name.split(" + ")[1].split(" of ")[0])
     short = int(mixture.name.split(" of ")[0])
-    np.testing.assert_allclose(60_000 * long / (60_000 * long + 10 * short), 0.25, rtol=0.01)
-    assert max(len(mixture[index].tokens) for index in range(len(mixture) // long)) == 60_000
+    np.testing.assert_allclose(6_000 * long / (6_000 * long + 10 * short), 0.25, rtol=0.01)
+    assert max(len(mixture[index].tokens) for index in range(len(mixture) // long)) == 6_000
 
 
 def test_the_loader_reads_a_mixture_and_resumes(byte_tokenizer):

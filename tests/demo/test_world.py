@@ -40,6 +40,7 @@ def directory(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_tour_of_a_model_that_sees_and_knows_nothing(directory, tmp_path):
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""What each code of the small world shows: a part of a shape, a colour, a ground.
+"""What each code of the small world shows: a part of which shape, a colour, a ground.
 
 A square of a picture is one of some hundred parts of shapes in one of eight colours on one of five grounds. Thousands
 of codes are products of these few, and a small model learns the few sooner than the products (`train.code_rows`). Pairs
@@ -26,7 +26,7 @@ LEAST_COVERAGE = 0.02
 
 
 def count_shown(codec: FrameCodec, num_frames: int = NUM_FRAMES) -> Float32[np.ndarray, "codes features"]:
-    """Of the squares that have a code, the share that shows each part, colour and ground; one more column for no shape.
+    """Of the squares that have a code, the share that shows each shape, part, colour and ground, or no shape at all.
 
     Codes that were not seen have rows of zeros. Squares on which two shapes meet are left out.
     """
@@ -61,7 +61,9 @@ def squares(scene: Scene, frame: int, side: int) -> Iterator[list[Hashable]]:
                 yield [*ground, "bare"]
             elif len(here) == 1:
                 ((look, covered),) = here
-                yield [*ground, ("colour", look.colour), ("part", covered.round(2).tobytes())]
+                middle = (STEP * (look.x + 1) - left, STEP * (look.y + 1) - top)
+                whole_shape = [("shape", look.shape), ("size", look.size), ("colour", look.colour)]
+                yield [*ground, *whole_shape, ("middle", middle), ("part", covered.round(2).tobytes())]
             else:
                 yield []
 
