@@ -54,7 +54,7 @@ def nano_single() -> Run:
     """
     parts = ((_records("single", _CAPTIONS), 0.9), (_SHORT, 0.1))
     return _stage(
-        "nano-single", parts, row=512, steps=2000, learning_rate=2.5e-3, after="nano-short", held_out=_PICTURES
+        "nano-single", parts, row=512, steps=3000, learning_rate=2.5e-3, after="nano-short", held_out=_PICTURES
     )
 
 
