@@ -133,9 +133,9 @@ def tokenizer_file(path: Path | str) -> Path:
     if not str(path):
         raise UserError("no tokenizer is named: give a tokenizer.json, a .model, or a directory with one (--tokenizer)")
     if os.path.isdir(path):
-        if not has_tokenizer(Path(path)):
+        if (file := _file_in(Path(path))) is None:
             raise UserError(f"{path} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)}")
-        return next(Path(path) / name for name in TOKENIZER_FILES if os.path.isfile(Path(path) / name))
+        return file
     if not os.path.isfile(path):
         raise UserError(f"tokenizer {path} does not exist: give a tokenizer.json, a .model, or a directory with one")
     return Path(path)
@@ -143,4 +143,8 @@ def tokenizer_file(path: Path | str) -> Path:
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether `tokenizer_file` finds one there."""
-    return any(os.path.isfile(directory / name) for name in TOKENIZER_FILES)
+    return _file_in(directory) is not None
+
+
+def _file_in(directory: Path) -> Path | None:
+    return next((directory / name for name in TOKENIZER_FILES if os.path.isfile(directory / name)), None)

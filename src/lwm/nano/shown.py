@@ -15,7 +15,7 @@ from jaxtyping import Float32
 
 from lwm.core.files import whole
 from lwm.vqgan.codec import FrameCodec
-from lwm.world.draw import STEP, TEXTURE, coverage, draw_frame
+from lwm.world.draw import SIDE, STEP, TEXTURE, coverage, draw_frame
 from lwm.world.frames import WorldFrames
 from lwm.world.scene import DIRECTIONS, Scene
 
@@ -52,9 +52,8 @@ def squares(scene: Scene, frame: int, side: int) -> Iterator[list[Hashable]]:
     step_x, _ = DIRECTIONS[scene.pan]
     ground = [("ground", scene.ground), ("phase", STEP * frame * step_x % TEXTURE)]
     looks = [(look, coverage(look.shape, look.size, look.x, look.y)) for look in scene.looks(frame)]
-    size = draw_frame(scene, frame).shape[0]
-    for top in range(0, size, side):
-        for left in range(0, size, side):
+    for top in range(0, SIDE, side):
+        for left in range(0, SIDE, side):
             cut = np.s_[top : top + side, left : left + side]
             here = [(look, covered[cut]) for look, covered in looks if covered[cut].max() > LEAST_COVERAGE]
             if not here:

@@ -65,7 +65,7 @@ def nano_pictures() -> Run:
     """
     parts = ((_records("single"), 0.3), (_records("pictures"), 0.56), (_SHORT, 0.14))
     return _stage(
-        "nano-pictures", parts, row=512, steps=12_000, learning_rate=2.5e-3, after="nano-single", held_out=_PICTURES
+        "nano-pictures", parts, row=512, steps=10_000, learning_rate=2.5e-3, after="nano-single", held_out=_PICTURES
     )
 
 
@@ -82,7 +82,7 @@ def nano_clips() -> Run:
         (_films(max_clips=3), 0.06),
         (replace(_SHORT, lengths=(1024, 512, 256), length_shares=(0.6, 0.2, 0.2)), 0.16),
     )
-    return _stage("nano-clips", parts, row=1024, steps=3000, learning_rate=2e-3, after="nano-pictures")
+    return _stage("nano-clips", parts, row=1024, steps=4000, learning_rate=2e-3, after="nano-pictures")
 
 
 def nano_films() -> Run:
@@ -101,7 +101,7 @@ def nano_films() -> Run:
         (long, 0.22),
         (replace(short, max_facts=12, max_questions=20), 0.12),
     )
-    return _stage("nano-films", parts, row=8192, steps=150, learning_rate=1e-3, after="nano-clips")
+    return _stage("nano-films", parts, row=8192, steps=200, learning_rate=1e-3, after="nano-clips")
 
 
 STAGES: dict[str, Callable[[], Run]] = {

@@ -38,7 +38,7 @@ def starting_params(run: Run, mesh: Mesh) -> Transformer:
         return declared.init_sharded(declare(run.model), key, jnp.float32, mesh)
     source = _resolved(run.init_from)
     earlier, vocab = _text_model(source), run.model.vocab
-    if earlier is None or not earlier.size <= vocab.text_size or earlier.size == vocab.size:
+    if earlier is None or earlier.size > vocab.text_size or earlier.size == vocab.size:
         return _load(source, run.model, mesh)
     if earlier.size < vocab.text_size:
         _require_same_pieces(earlier, run.tokenizer)

@@ -62,13 +62,12 @@ def shardings_of(abstract: Any) -> Any:
 
 
 def make_update(
-    declaration: Any, optimizer: OptimizerConfig, adjust: Callable[[Any], Any] = lambda updates: updates
+    declaration: Any, optimizer: OptimizerConfig, adjust: Callable[[Any], Any] | None = None
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
     """How a gradient and the loss it is of change a state; for use within a jitted step.
 
-    `adjust` has the last word on what is added to the parameters.
-
-    Where one of them is not finite the state stays as it was, and the metrics say so (`finite`).
+    Where one of them is not finite the state stays as it was, and the metrics say so (`finite`). `adjust` has the last
+    word on what is added to the parameters.
     """
     chain, schedule = make_optimizer(optimizer, declaration), make_schedule(optimizer)
 
@@ -78,7 +77,9 @@ def make_update(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts into floats
             updates, opt_state = chain.update(gradients, state.opt_state, state.params)
             learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
-        new = TrainState(optax.apply_updates(state.params, adjust(updates)), opt_state, state.step + 1)
+        if adjust is not None:
+            updates = adjust(updates)
+        new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
         return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state), {
             "gradient_norm": gradient_norm,
             "param_norm": optax.tree.norm(new.params),

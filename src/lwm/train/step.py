@@ -42,11 +42,12 @@ def make_train_step(
     """The jitted step; it consumes (donates) the state it is given. Call it with the mesh in force.
 
     The batch passes in `accumulation` parts whose gradients add up to exactly the whole batch's. A step whose loss or
-    gradient is not finite leaves the state as it was and says so in its metrics (`finite`).
+    gradient is not finite leaves the state as it was and says so in its metrics (`finite`). With `code_features` the
+    rows of codes move as sums of them (`train.code_rows`).
     """
     declaration = transformer.declare(model)
-    adjust = {} if code_features is None else {"adjust": make_shared_update(code_features, model.vocab)}
-    advance = make_update(declaration, optimizer, **adjust)
+    shared = None if code_features is None else make_shared_update(code_features, model.vocab)
+    advance = make_update(declaration, optimizer, shared)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         gradients, sums = accumulate(state.params, batch, model, compute, accumulation, vision_share)
