@@ -4,7 +4,6 @@ from tokenizers import Tokenizer
 from lwm.infer.prompts import needle, needle_prompt
 from lwm.nano.corpus import held_out_documents
 from lwm.nano.train_tokenizer import (
-    SIZE,
     SIZE_WITH_WORDS,
     SPECIAL,
     TOKENIZER_FILE,
@@ -16,7 +15,7 @@ from lwm.nano.train_tokenizer import (
 
 def test_special_tokens_have_the_ids_that_llama_gave_them(tokenizer):
     raw = Tokenizer.from_file(str(TOKENIZER_FILE))
-    assert (raw.get_vocab_size(), tokenizer.size) == (SIZE, SIZE)
+    assert (raw.get_vocab_size(), tokenizer.size) == (SIZE_WITH_WORDS, SIZE_WITH_WORDS)
     assert [raw.token_to_id(name) for name in SPECIAL] == [0, 1, 2]
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
 

@@ -45,6 +45,15 @@ _ORDERS = (DRAW,) * 6 + (TELL, LOOK, LOOK_ON, UNASKED)
 #: records to be asked about, where there are pictures alone so far
 _PICTURES = "held_out_pictures"
 _SHORT = replace(LONG, lengths=(512, 256), length_shares=(0.6, 0.4), max_facts=8, max_questions=10)
+_LONG = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
+_MIXED = replace(
+    LONG,
+    lengths=(8192, 2048, 1024, 512),
+    length_shares=(0.2, 0.2, 0.3, 0.3),
+    max_facts=12,
+    max_questions=20,
+    confusers=0.03,
+)
 
 
 def nano_single() -> Run:
@@ -69,20 +78,30 @@ def nano_pictures() -> Run:
     )
 
 
+def nano_moves() -> Run:
+    """Four frames of one shape, so that what is asked for can go one way only.
+
+    lwm train nano-moves --cpu-devices 2
+    """
+    parts = ((_records("moves"), 0.5), (_records("single"), 0.1), (_records("pictures"), 0.26), (_SHORT, 0.14))
+    return _stage("nano-moves", parts, row=512, steps=3000, learning_rate=2e-3, after="nano-pictures")
+
+
 def nano_clips() -> Run:
     """Clips of four and eight frames besides, and up to three of them one after another.
 
     lwm train nano-clips --cpu-devices 2
     """
     parts = (
-        (_records("pictures"), 0.26),
+        (_records("pictures"), 0.22),
         (_records("stories", (STORY,)), 0.05),
-        (_records("clips_4"), 0.14),
-        (_records("clips_8"), 0.33),
-        (_films(max_clips=3), 0.06),
-        (replace(_SHORT, lengths=(1024, 512, 256), length_shares=(0.6, 0.2, 0.2)), 0.16),
+        (_records("moves"), 0.08),
+        (_records("clips_4"), 0.12),
+        (_records("clips_8"), 0.29),
+        (_films(max_clips=3), 0.1),
+        (replace(_SHORT, lengths=(1024, 512, 256), length_shares=(0.6, 0.2, 0.2)), 0.14),
     )
-    return _stage("nano-clips", parts, row=1024, steps=4000, learning_rate=2e-3, after="nano-pictures")
+    return _stage("nano-clips", parts, row=1024, steps=4000, learning_rate=2e-3, after="nano-moves")
 
 
 def nano_films() -> Run:
@@ -90,25 +109,42 @@ def nano_films() -> Run:
 
     lwm train nano-films --cpu-devices 2
     """
-    long = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
-    short = replace(LONG, lengths=(8192, 2048, 1024, 512), length_shares=(0.2, 0.2, 0.3, 0.3), confusers=0.03)
     parts = (
         (_records("pictures"), 0.16),
         (_records("stories", (STORY,)), 0.04),
         (_records("clips_4"), 0.08),
         (_records("clips_8"), 0.22),
         (_films(max_clips=58), 0.16),
-        (long, 0.22),
-        (replace(short, max_facts=12, max_questions=20), 0.12),
+        (_LONG, 0.22),
+        (_MIXED, 0.12),
     )
     return _stage("nano-films", parts, row=8192, steps=200, learning_rate=1e-3, after="nano-clips")
+
+
+def nano_texts() -> Run:
+    """Long texts most of all, in rows of 16,384 tokens: of what was learned before it saw, they are lost first.
+
+    lwm train nano-texts --cpu-devices 2
+    """
+    parts = (
+        (_records("pictures"), 0.1),
+        (_records("stories", (STORY,)), 0.03),
+        (_records("clips_4"), 0.04),
+        (_records("clips_8"), 0.13),
+        (_films(max_clips=58), 0.12),
+        (replace(_LONG, lengths=(16_384, 8192, 2048), length_shares=(0.5, 0.25, 0.25)), 0.4),
+        (_MIXED, 0.18),
+    )
+    return _stage("nano-texts", parts, row=16_384, steps=45, learning_rate=7e-4, after="nano-films")
 
 
 STAGES: dict[str, Callable[[], Run]] = {
     "nano-single": nano_single,
     "nano-pictures": nano_pictures,
+    "nano-moves": nano_moves,
     "nano-clips": nano_clips,
     "nano-films": nano_films,
+    "nano-texts": nano_texts,
 }
 
 

@@ -82,6 +82,7 @@ class Records:
 FILES: dict[str, Records] = {
     "single": Records(40_000, max_sprites=1, seed=7),
     "pictures": Records(60_000, seed=1),
+    "moves": Records(40_000, num_frames=4, max_sprites=1, seed=9),
     "clips_4": Records(20_000, num_frames=4, max_sprites=2, seed=2),
     "clips_8": Records(20_000, num_frames=CLIP, max_sprites=2, seed=3),
     "marked": Records(5_000, max_sprites=1, marked=True, seed=4),
