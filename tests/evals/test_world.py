@@ -103,8 +103,10 @@ def test_the_whole_of_it_and_going_on(subject, tmp_path):
     report = run_world(config, subject, lambda done, total, _: seen.append((done, total)))
     assert seen[-1] == (13, 13)
     summary = json.loads((config.out / "summary.json").read_text())
-    assert summary["by_task"]["pictures drawn"]["total"] == 2
-    assert {"shape", "colour", "all attributes"} <= set(summary["by_task"]["pictures drawn"]["attributes"])
+    drawn = summary["by_task"]["pictures drawn"]
+    assert drawn["total"] == 2
+    assert {"shape", "colour", "all attributes"} <= set(drawn["attributes"])
+    assert sum(part["total"] for part in drawn["by_number"].values()) == 2
     for name in ("drawn.png", "filmed.png"):
         assert (config.out / name).read_bytes().startswith(b"\x89PNG")
     lines = (config.out / "cells.jsonl").read_text().splitlines(keepends=True)

@@ -85,26 +85,26 @@ class WorldReport:
     facts: Row
 
     def by_task(self) -> dict[str, Row]:
-        """Right answers, how many were asked for, the share and its 95% interval; of drawings, by attribute too."""
+        """Right answers, how many were asked for, the share and its 95% interval; of drawings, in parts too."""
         groups: dict[str, list[Row]] = defaultdict(list)
         for row in self.results:
             groups[row["task"]].append(row)
-        return {name: _counted([row["correct"] for row in rows]) | _attributes(rows) for name, rows in groups.items()}
+        return {name: _counted([row["correct"] for row in rows]) | _parts(rows) for name, rows in groups.items()}
 
     def summary(self) -> Row:
         """For `summary.json`."""
         return {**self.facts, "confidence": 0.95, "by_task": self.by_task()}
 
     def table(self) -> Table:
-        """A line for each task, and one for each attribute of what was drawn."""
+        """A line for each task, and for each part of those that draw."""
         notes = ["95% intervals (Wilson)", *([BEYOND] if self.facts["beyond"] else [])]
         table = Table(title=f"{self.facts['model']} in the small world, % right", caption="; ".join(notes))
         for name in ("task", "right", "95%", "asked"):
             table.add_column(name, justify="left" if name == "task" else "right")
         for name, counted in self.by_task().items():
             table.add_row(name, *_cells(counted))
-            for attribute, own in counted.get("attributes", {}).items():
-                table.add_row(f"  {attribute}", *_cells(own), style="dim")
+            for part, own in (counted.get("by_number", {}) | counted.get("attributes", {})).items():
+                table.add_row(f"  {part}", *_cells(own), style="dim")
         codec = self.facts["codec"]
         table.add_row(
             f"shapes after the codec ({codec['psnr']:.1f} dB)", f"{100 * codec['shapes']:.0f}", "",
@@ -172,14 +172,22 @@ def _counted(answers: list[bool]) -> Row:
     return {"correct": correct, "total": total, "accuracy": correct / total, "low": low, "high": high}
 
 
-def _attributes(rows: list[Row]) -> Row:
-    """Each attribute that was asked for, and all of them together."""
-    pairs = [(name, right) for row in rows for name, right in row.get("attributes", ())]
-    if not pairs:
+def _parts(rows: list[Row]) -> Row:
+    """Of what was drawn: the answers by how many shapes were asked for; each attribute, and all of them together."""
+    asked = [row["attributes"] for row in rows if "attributes" in row]
+    if not asked:
         return {}
-    names = list(dict.fromkeys(name for name, _ in pairs))
-    each = {name: _counted([right for other, right in pairs if other == name]) for name in names}
-    return {"attributes": each | {"all attributes": _counted([right for _, right in pairs])}}
+    numbers: dict[int, list[bool]] = defaultdict(list)
+    attributes: dict[str, list[bool]] = defaultdict(list)
+    for row, own in zip(rows, asked, strict=True):
+        numbers[sum(name == "shape" for name, _ in own)].append(row["correct"])
+        for name, right in own:
+            attributes[name].append(right)
+    attributes["all attributes"] = [right for each in attributes.values() for right in each]
+    return {
+        "by_number": {f"of {n} shape{'s' * (n > 1)}": _counted(numbers[n]) for n in sorted(numbers)},
+        "attributes": {name: _counted(each) for name, each in attributes.items()},
+    }
 
 
 def _cells(counted: Row) -> tuple[str, str, str]:
