@@ -41,9 +41,9 @@ LENGTHS = tuple(1024 * 2**doubling for doubling in range(7))  # 1K to 64K
 #: the sentence with the number takes up to 21
 NEEDLE_ANSWER_TOKENS = 32
 #: of the time, for the grid; the conversation, the world and the page take the rest
-GRID_SHARE = {"text": 0.75, "vision": 0.45}
+GRID_SHARE = {"text": 0.75, "vision": 0.4}
 #: and for the long video
-FILM_SHARE = 0.3
+FILM_SHARE = 0.4
 
 #: told (seconds passed, seconds there are, what goes on)
 OnProgress = Callable[[int, int, str], None]
@@ -56,7 +56,7 @@ class DemoConfig:
     #: where report.html, results.json, summary.json and heat_map.png go
     out: Path = Path("report")
     #: about how long it may take; with more of it the grid goes further
-    seconds: int = 150
+    seconds: int = 180
     #: of the long video, at one a second: an hour; fewer where there is no time to read them
     film_frames: int = 3600
     #: of cities, numbers and stretches of text
