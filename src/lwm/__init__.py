@@ -1,4 +1,4 @@
-"""Large World Model: one transformer over very long text.
+"""Large World Model: one transformer over very long text, pictures and video.
 
 import lwm
 lwm.load("nano").chat("What is the special magic Oslo number?", document=text)

@@ -30,7 +30,7 @@ _TOKENS_A_BATCH, _VISION_TOKENS_A_BATCH = 2**22, 2**23
 
 
 def tiny() -> Run:
-    """A third of a million parameters on your own texts, in about a minute on a laptop: to see all parts move.
+    """A quarter of a million parameters on your own texts, in about a minute on a laptop: to see all parts move.
 
     lwm train tiny --data.path my_texts/ --out runs/tiny
 
@@ -67,7 +67,8 @@ def nano_text() -> Run:
 
     lwm train nano-text --data.path records.jsonl --data.fields '[prompt],answer'
 
-    The loss on your records falls; keep some of them apart with --held-out-path to see what that is worth.
+    The loss on your records falls; keep some of them apart with --held-out-path to see what that is worth. Pictures
+    among them are read and not learned, unless --vision-share says what they weigh (0.5: as much as text).
     """
     return Run(
         name="nano-text",

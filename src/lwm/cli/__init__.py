@@ -13,7 +13,7 @@ from lwm.core.errors import UserError
 #: the reader is gone; the disk is full, over quota, read-only, broken: what may come in the middle of any work
 WRITE_REFUSALS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
-ABOUT = "LWM: one transformer over long documents."
+ABOUT = "LWM: one transformer over long texts, pictures and videos."
 HELP = ("-h", "--help")
 
 

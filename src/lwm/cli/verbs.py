@@ -34,7 +34,7 @@ class Start:
 
 @verb(
     "demo",
-    "See it work: the embedded model reads long documents, answers, and a page tells how well.",
+    "See it work: the embedded model finds, draws, films and tells what it never saw, and a page tells how well.",
     "lwm demo --out report",
 )
 def demo(arguments: Arguments) -> None:
@@ -112,7 +112,7 @@ def generate_text(arguments: Arguments) -> None:
 @verb(
     "generate image",
     "Draw a picture of what a text says.",
-    'lwm generate image "a big red circle at the top left" --model runs/world/model --out circle.png',
+    'lwm generate image "a big red circle at the top left on snow." --out circle.png',
 )
 def generate_image(arguments: Arguments) -> None:
     """`lwm generate image PROMPT`."""
@@ -124,7 +124,7 @@ def generate_image(arguments: Arguments) -> None:
 @verb(
     "generate video",
     "Draw a video of what a text says, as MP4, GIF or WebP.",
-    'lwm generate video "a small blue square moves left" --model runs/world/model --frames 8 --out square.mp4',
+    'lwm generate video "a small yellow triangle moves left." --frames 8 --out triangle.mp4',
 )
 def generate_video(arguments: Arguments) -> None:
     """`lwm generate video PROMPT`."""

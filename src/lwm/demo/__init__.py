@@ -1,4 +1,4 @@
-"""The tour of the embedded model: it reads long documents it has never seen, and a page shows what it found."""
+"""The tour of the embedded model: it reads, draws, films, tells what it has never seen, and a page shows how well."""
 
 from lwm.demo.tour import DemoConfig, DemoReport, run_demo
 

@@ -1,4 +1,4 @@
-"""`lwm demo`: needles at every depth of ever longer documents, then questions about one of them, then the page.
+"""`lwm demo`: needles in ever longer documents, questions about one of them, the small world, then the page.
 
 Texts and names were held out of the model's training. How far the grid goes is decided by the speed of the machine.
 """
@@ -51,11 +51,11 @@ OnProgress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Let the embedded model read long documents it has never seen, and write a page about it."""
+    """Let the embedded model read, draw, film and tell what it has never seen, and write a page about it."""
 
     #: where report.html, results.json, summary.json and heat_map.png go
     out: Path = Path("report")
-    #: about how long it may take; with more of it the grid goes further
+    #: about how long it may take; with more of it the grid and the long video go further
     seconds: int = 180
     #: of the long video, at one a second: an hour; fewer where there is no time to read them
     film_frames: int = 3600

@@ -23,7 +23,7 @@ class Shown:
 
 
 def gallery(shown: Sequence[Shown]) -> bytes:
-    """PNG: single pictures several in a row; a clip fills a row of its own. Words are green where all is right."""
+    """PNG: several pictures in a row, or a clip in each. Words are green where the answer counts as right."""
     num_frames = max(len(each.frames) for each in shown)
     columns = COLUMNS if num_frames == 1 else 1
     rows = -(-len(shown) // columns)

@@ -103,8 +103,10 @@ class WorldReport:
             table.add_column(name, justify="left" if name == "task" else "right")
         for name, counted in self.by_task().items():
             table.add_row(name, *_cells(counted))
-            for part, own in (counted.get("by_number", {}) | counted.get("attributes", {})).items():
-                table.add_row(f"  {part}", *_cells(own), style="dim")
+            for number, own in counted.get("by_number", {}).items():
+                table.add_row(f"  shapes asked for: {number}", *_cells(own), style="dim")
+            for attribute, own in counted.get("attributes", {}).items():
+                table.add_row(f"  {attribute}", *_cells(own), style="dim")
         codec = self.facts["codec"]
         table.add_row(
             f"shapes after the codec ({codec['psnr']:.1f} dB)", f"{100 * codec['shapes']:.0f}", "",
@@ -174,18 +176,17 @@ def _counted(answers: list[bool]) -> Row:
 
 def _parts(rows: list[Row]) -> Row:
     """Of what was drawn: the answers by how many shapes were asked for; each attribute, and all of them together."""
-    asked = [row["attributes"] for row in rows if "attributes" in row]
-    if not asked:
+    if "attributes" not in rows[0]:
         return {}
     numbers: dict[int, list[bool]] = defaultdict(list)
     attributes: dict[str, list[bool]] = defaultdict(list)
-    for row, own in zip(rows, asked, strict=True):
-        numbers[sum(name == "shape" for name, _ in own)].append(row["correct"])
-        for name, right in own:
+    for row in rows:
+        numbers[sum(name == "shape" for name, _ in row["attributes"])].append(row["correct"])
+        for name, right in row["attributes"]:
             attributes[name].append(right)
     attributes["all attributes"] = [right for each in attributes.values() for right in each]
     return {
-        "by_number": {f"of {n} shape{'s' * (n > 1)}": _counted(numbers[n]) for n in sorted(numbers)},
+        "by_number": {str(number): _counted(numbers[number]) for number in sorted(numbers)},
         "attributes": {name: _counted(each) for name, each in attributes.items()},
     }
 

@@ -88,7 +88,7 @@ def generate_text(
 
 @dataclass(frozen=True)
 class ChatConfig:
-    """Ask a model, about a document or about nothing. Without a question: a conversation."""
+    """Ask a model about a document, pictures, videos, or nothing. Without a question: a conversation."""
 
     #: what to ask; left out, questions are read one after the other
     question: Positional[str | None] = None

@@ -2,7 +2,7 @@
 
     python -m lwm.nano.recipe          runs or resumes every stage in runs/, then embeds the model of the last
 
-LWM's order: text of growing length, a codec, pictures, clips, long videos.
+LWM's order: text of growing length, a codec, pictures, clips, long videos; then long texts once more.
 """
 
 import shutil

@@ -1,5 +1,7 @@
 """How the embedded model learned to see, draw and film: LWM's order of stages, pictures, then clips, then long videos.
 
+Between clips and long videos come stages for directions, which clips alone do not teach; long texts come last.
+
 Every stage goes on with text, or the model forgets where numbers are hidden: with 5% it did. LWM mixed 16% of text
 into its vision stages for the same reason (paper, section 4.1).
 """
@@ -41,15 +43,13 @@ CONTEXT, ROPE_THETA = 16_384, 1e16
 _CAPTIONS = (DRAW,) * 5 + (TELL,) * 4 + (UNASKED,)
 #: what is drawn takes longer to learn than what is told. Some is drawn unasked, for guidance to draw away from
 _ORDERS = (DRAW,) * 6 + (TELL, LOOK, LOOK_ON, UNASKED)
-
-#: to be filmed, and little else
-_FILM = (DRAW,) * 8 + (TELL, UNASKED)
+_FILM_ORDERS = (DRAW,) * 8 + (TELL, UNASKED)
 #: records to be asked about, where there are pictures alone so far
 _PICTURES = "held_out_pictures"
-_SHORT = replace(LONG, lengths=(512, 256), length_shares=(0.6, 0.4), max_facts=8, max_questions=10)
-_SHORT_OR_MIDDLING = replace(_SHORT, lengths=(1024, 512, 256), length_shares=(0.6, 0.2, 0.2))
-_LONG = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
-_MIXED = replace(
+_SHORT_TEXTS = replace(LONG, lengths=(512, 256), length_shares=(0.6, 0.4), max_facts=8, max_questions=10)
+_TEXTS_TO_1K = replace(_SHORT_TEXTS, lengths=(1024, 512, 256), length_shares=(0.6, 0.2, 0.2))
+_LONG_TEXTS = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
+_MIXED_TEXTS = replace(
     LONG,
     lengths=(8192, 2048, 1024, 512),
     length_shares=(0.2, 0.2, 0.3, 0.3),
@@ -64,7 +64,7 @@ def nano_single() -> Run:
 
     lwm train nano-single --cpu-devices 2
     """
-    parts = ((_records("single", _CAPTIONS), 0.9), (_SHORT, 0.1))
+    parts = ((_records("single", _CAPTIONS), 0.9), (_SHORT_TEXTS, 0.1))
     return _stage(
         "nano-single", parts, row=512, steps=3000, learning_rate=2.5e-3, after="nano-short", held_out=_PICTURES
     )
@@ -75,7 +75,7 @@ def nano_pictures() -> Run:
 
     lwm train nano-pictures --cpu-devices 2
     """
-    parts = ((_records("single"), 0.3), (_records("pictures"), 0.56), (_SHORT, 0.14))
+    parts = ((_records("single"), 0.3), (_records("pictures"), 0.56), (_SHORT_TEXTS, 0.14))
     return _stage(
         "nano-pictures", parts, row=512, steps=10_000, learning_rate=2.5e-3, after="nano-single", held_out=_PICTURES
     )
@@ -92,51 +92,51 @@ def nano_clips() -> Run:
         (_records("clips_4"), 0.14),
         (_records("clips_8"), 0.33),
         (_films(max_clips=3), 0.06),
-        (_SHORT_OR_MIDDLING, 0.16),
+        (_TEXTS_TO_1K, 0.16),
     )
     return _stage("nano-clips", parts, row=1024, steps=4000, learning_rate=2e-3, after="nano-pictures")
 
 
 def nano_moves() -> Run:
-    """Four frames of one shape, to be filmed: what is asked of its way is drowned by all else that a clip shows.
+    """Four frames of one shape, to be filmed: among all that a clip shows its direction is too little to be learned.
 
     lwm train nano-moves --cpu-devices 2
     """
-    parts = ((_records("moves", _FILM), 0.75), (_records("pictures"), 0.12), (_SHORT, 0.13))
+    parts = ((_records("moves", _FILM_ORDERS), 0.75), (_records("pictures"), 0.12), (_SHORT_TEXTS, 0.13))
     return _stage("nano-moves", parts, row=512, steps=2000, learning_rate=2e-3, after="nano-clips")
 
 
-def nano_ways() -> Run:
-    """The same among clips of two shapes, each with a way of its own.
+def nano_directions() -> Run:
+    """The same among clips of up to two shapes.
 
-    lwm train nano-ways --cpu-devices 2
+    lwm train nano-directions --cpu-devices 2
     """
     parts = (
         (_records("pictures"), 0.14),
         (_records("stories", (STORY,)), 0.04),
-        (_records("moves", _FILM), 0.24),
+        (_records("moves", _FILM_ORDERS), 0.24),
         (_records("clips_4"), 0.16),
         (_records("clips_8"), 0.26),
         (_films(max_clips=3), 0.06),
-        (_SHORT_OR_MIDDLING, 0.1),
+        (_TEXTS_TO_1K, 0.1),
     )
-    return _stage("nano-ways", parts, row=1024, steps=3500, learning_rate=2e-3, after="nano-moves")
+    return _stage("nano-directions", parts, row=1024, steps=3500, learning_rate=2e-3, after="nano-moves")
 
 
-def nano_two() -> Run:
-    """Clips of two shapes most of all: where one goes the right way, two of them do not yet.
+def nano_two_shapes() -> Run:
+    """Clips of up to two shapes most of all, without those of one alone.
 
-    lwm train nano-two --cpu-devices 2
+    lwm train nano-two-shapes --cpu-devices 2
     """
     parts = (
         (_records("pictures"), 0.17),
         (_records("stories", (STORY,)), 0.04),
-        (_records("clips_4", _FILM), 0.2),
+        (_records("clips_4", _FILM_ORDERS), 0.2),
         (_records("clips_8"), 0.4),
         (_films(max_clips=3), 0.07),
-        (_SHORT_OR_MIDDLING, 0.12),
+        (_TEXTS_TO_1K, 0.12),
     )
-    return _stage("nano-two", parts, row=1024, steps=4000, learning_rate=2e-3, after="nano-ways")
+    return _stage("nano-two-shapes", parts, row=1024, steps=4000, learning_rate=2e-3, after="nano-directions")
 
 
 def nano_films() -> Run:
@@ -150,16 +150,16 @@ def nano_films() -> Run:
         (_records("clips_4"), 0.08),
         (_records("clips_8"), 0.22),
         (_films(max_clips=58), 0.16),
-        (_LONG, 0.22),
-        (_MIXED, 0.12),
+        (_LONG_TEXTS, 0.22),
+        (_MIXED_TEXTS, 0.12),
     )
-    return _stage("nano-films", parts, row=8192, steps=200, learning_rate=1e-3, after="nano-two")
+    return _stage("nano-films", parts, row=8192, steps=200, learning_rate=1e-3, after="nano-two-shapes")
 
 
-def nano_texts() -> Run:
+def nano_long_texts() -> Run:
     """Long texts most of all, in rows of 16,384 tokens: of what was learned before it saw, they are lost first.
 
-    lwm train nano-texts --cpu-devices 2
+    lwm train nano-long-texts --cpu-devices 2
     """
     parts = (
         (_records("pictures"), 0.1),
@@ -167,10 +167,10 @@ def nano_texts() -> Run:
         (_records("clips_4"), 0.04),
         (_records("clips_8"), 0.13),
         (_films(max_clips=58), 0.12),
-        (replace(_LONG, lengths=(16_384, 8192, 2048), length_shares=(0.5, 0.25, 0.25)), 0.4),
-        (_MIXED, 0.18),
+        (replace(_LONG_TEXTS, lengths=(16_384, 8192, 2048), length_shares=(0.5, 0.25, 0.25)), 0.4),
+        (_MIXED_TEXTS, 0.18),
     )
-    return _stage("nano-texts", parts, row=16_384, steps=45, learning_rate=7e-4, after="nano-films")
+    return _stage("nano-long-texts", parts, row=16_384, steps=45, learning_rate=7e-4, after="nano-films")
 
 
 STAGES: dict[str, Callable[[], Run]] = {
@@ -178,10 +178,10 @@ STAGES: dict[str, Callable[[], Run]] = {
     "nano-pictures": nano_pictures,
     "nano-clips": nano_clips,
     "nano-moves": nano_moves,
-    "nano-ways": nano_ways,
-    "nano-two": nano_two,
+    "nano-directions": nano_directions,
+    "nano-two-shapes": nano_two_shapes,
     "nano-films": nano_films,
-    "nano-texts": nano_texts,
+    "nano-long-texts": nano_long_texts,
 }
 
 
