@@ -1,6 +1,7 @@
 """The key-value cache: slots split over the sp axis, each with its segment id and position (see `attention.decode`)."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -62,9 +63,11 @@ def allocate(config: ModelConfig, batch_size: int, capacity: int, dtype: DTypeLi
     slots = -(-rows // granule) * granule * shards
     shape = (config.num_layers, batch_size, config.num_kv_heads, slots, config.head_width)
 
-    def zeros() -> KVCache:
-        entries = constrain(jnp.zeros(shape, dtype), None, "batch", "kv_heads", "tokens", None)
-        marks = constrain(jnp.zeros((batch_size, slots), jnp.int32), "batch", "tokens")
-        return KVCache(entries, entries, marks, marks, jnp.int32(0))
+    return _zeros(shape, jnp.dtype(dtype))
 
-    return jax.jit(zeros)()
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> KVCache:
+    entries = constrain(jnp.zeros(shape, dtype), None, "batch", "kv_heads", "tokens", None)
+    marks = constrain(jnp.zeros((shape[1], shape[3]), jnp.int32), "batch", "tokens")
+    return KVCache(entries, entries, marks, marks, jnp.int32(0))
