@@ -1,7 +1,8 @@
 """Frozen dataclasses out of JSON objects, each field checked."""
 
 import dataclasses
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from lwm.core.errors import UserError
 
@@ -31,8 +32,17 @@ def from_json(cls: type, values: object, block: str) -> Any:
 
 
 def _checked(value: object, kind: Any, where: str) -> object:
+    if NoneType in get_args(kind):
+        if value is None:
+            return None
+        kind = next(other for other in get_args(kind) if other is not NoneType)
     if kind in PLAIN and (isinstance(value, bool) != (kind is bool) or not isinstance(value, int | kind)):
         raise UserError(f"{where}={value!r}, which is not {kind.__name__}")
+    if kind is float and isinstance(value, int):
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f"{where}={value!r}, which is too large") from None
     if getattr(kind, "__origin__", None) is not tuple:
         return value
     if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):

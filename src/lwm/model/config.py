@@ -11,6 +11,7 @@ from lwm.core.config import from_json
 from lwm.core.errors import UserError
 from lwm.core.mesh import require_divisible
 from lwm.core.vocab import Vocab
+from lwm.model.rope import RopeScaling, scaling_from_json
 
 Remat = Literal["none", "attention", "full"]
 
@@ -27,6 +28,8 @@ class ModelConfig:
     num_kv_heads: int
     head_width: int
     rope_theta: float = 10_000.0
+    #: how rotary frequencies are changed for contexts beyond those that `rope_theta` was trained for
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     #: the longest sequence, in tokens, that the model was trained to read
@@ -39,9 +42,14 @@ class ModelConfig:
             raise UserError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_width % 2:
             raise UserError(f"head_width {self.head_width} is odd: rotary positions turn pairs of features")
+        if self.rope_scaling is not None and not (self.rope_theta > 1 and self.head_width > 2):
+            raise UserError(
+                f"rope_theta {self.rope_theta} and head_width {self.head_width} leave nothing to scale: with "
+                "rope_scaling they must be greater than 1 and 2"
+            )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary for `config.json`; the vocabulary is a block of its own."""
+        """Plain dictionary for `config.json`; vocabulary and scaling are blocks of their own."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -52,7 +60,10 @@ class ModelConfig:
             UserError: names the field that is missing or unknown.
         """
         vocab = from_json(Vocab, values.get("vocab"), "the vocab block of the model's config")
-        return from_json(cls, {**values, "vocab": vocab}, "the model block of the model's config")
+        blocks: dict[str, Any] = {"vocab": vocab}
+        if (scaling := values.get("rope_scaling")) is not None:
+            blocks["rope_scaling"] = scaling_from_json(scaling, "the rope_scaling block of the model's config")
+        return from_json(cls, {**values, **blocks}, "the model block of the model's config")
 
     def require_fits(self) -> None:
         """Refuse a mesh (the one in force) that cannot split this model evenly.
@@ -138,13 +149,15 @@ ROPE_THETA: dict[int, float] = {32_768: 1e6, 131_072: 1e7, 262_144: 1e7, 524_288
 def lengthen(config: ModelConfig, max_context: int, rope_theta: float | None = None) -> ModelConfig:
     """The same model for a longer context, with the rotary base that LWM used there (or the one given).
 
+    A scaling is dropped: it was made for the old base, and the new one does its work.
+
     Raises:
         UserError: the length has no base in the table and none is given.
     """
     theta = ROPE_THETA.get(max_context) if rope_theta is None else rope_theta
     if theta is None:
         raise UserError(f"no rope_theta is known for a context of {max_context}: give one (known: {ROPE_THETA})")
-    return dataclasses.replace(config, max_context=max_context, rope_theta=theta)
+    return dataclasses.replace(config, max_context=max_context, rope_theta=theta, rope_scaling=None)
 
 
 def text_only(config: ModelConfig, text_size: int) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""The decoder's layers as functions of their parameters: RMSNorm, rotary positions, attention, SwiGLU."""
+"""The decoder's layers as functions of their parameters: RMSNorm, projections around attention, SwiGLU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lwm.core.mesh import axis_size, constrain
 from lwm.core.params import Parameter, normal, ones
 from lwm.core.pytree import pytree
 from lwm.model.config import Compute, ModelConfig
+from lwm.model.rope import attention_factor, rotate
 
 
 @pytree
@@ -60,30 +60,6 @@ def rms_norm(x: Float[Array, "*rows D"], scale: Float[Array, "D"], eps: float) -
     return (wide * inverse_rms * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def rotary_angles(positions: Int[Array, "B T"], head_width: int, theta: float) -> Float[Array, "B T h_half"]:
-    """Angle in radians, within half a turn of 0, of each feature pair at each position (Su et al. 2021, eq. 15).
-
-    An fp32 product `position * frequency` is off by 0.06 at position 1,000,000, and a bf16 one by whole turns at
-    position 300. Here the frequency is a fixed-point fraction of a turn, so that wrapping integer multiplication
-    drops the whole turns exactly, and the angle is right to fp32's last digits at any position.
-    """
-    turns = theta ** (-np.arange(0, head_width, 2) / head_width) / (2 * np.pi) * 2.0**32
-    coarse = np.floor(turns)
-    wrapped = positions[..., None].astype(jnp.uint32) * coarse.astype(np.uint32)
-    remainder = positions[..., None].astype(jnp.float32) * (turns - coarse).astype(np.float32)
-    centred = jax.lax.bitcast_convert_type(wrapped, jnp.int32).astype(jnp.float32)
-    return (centred + remainder) * np.float32(2 * np.pi / 2.0**32)
-
-
-def rotate(x: Float[Array, "B T H h"], angles: Float[Array, "B T h_half"]) -> Float[Array, "B T H h"]:
-    """Turn the interleaved feature pairs (x0, x1), (x2, x3), ... by `angles`: LWM's order of rotary features."""
-    cosine, sine = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    wide = x.astype(jnp.float32)
-    even, odd = wide[..., 0::2], wide[..., 1::2]
-    turned = jnp.stack([even * cosine - odd * sine, even * sine + odd * cosine], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
-
-
 def over_token_chunks(
     function: Callable[[Any], Float[Array, "B chunk ..."]], inputs: Any, chunk: int
 ) -> Float[Array, "B T ..."]:
@@ -126,7 +102,8 @@ def project_heads(
     query = project("BTD,DHh->BTHh", normed, layer.query)
     key = project("BTD,DKh->BTKh", normed, layer.key)
     value = project("BTD,DKh->BTKh", normed, layer.value)
-    return rotate(query, angles), rotate(key, angles), value
+    scale = attention_factor(config.rope_scaling)
+    return rotate(query, angles, scale), rotate(key, angles, scale), value
 
 
 def after_attention(

@@ -20,7 +20,8 @@ from lwm.core.params import Parameter, normal, ones
 from lwm.core.pytree import pytree
 from lwm.model.cache import KVCache
 from lwm.model.config import Compute, ModelConfig
-from lwm.model.layers import Layer, after_attention, declare_layers, project_heads, rms_norm, rotary_angles
+from lwm.model.layers import Layer, after_attention, declare_layers, project_heads, rms_norm
+from lwm.model.rope import rotary_angles
 
 
 @pytree
@@ -77,7 +78,7 @@ def hidden_states(
 ) -> Float[Array, "B T D"]:
     """The decoder's output before the head, for packed rows in any token order."""
     mask = AttentionMask.self_attention(segment_ids, positions)
-    angles = rotary_angles(positions, config.head_width, config.rope_theta)
+    angles = rotary_angles(mask, config.head_width, config.rope_theta, config.rope_scaling)
     declared = declare_layers(config)
 
     def layer_step(x: Float[Array, "B T D"], stored: Layer) -> tuple[Float[Array, "B T D"], None]:
@@ -115,7 +116,7 @@ def extend(
     """
     start, cache = cache.append(segment_ids, positions)
     mask = AttentionMask(segment_ids, positions, cache.segment_ids, cache.positions)
-    angles = rotary_angles(positions, config.head_width, config.rope_theta)
+    angles = rotary_angles(mask, config.head_width, config.rope_theta, config.rope_scaling)
     declared = declare_layers(config)
 
     def layer_step(carry: tuple, indexed: tuple) -> tuple[tuple, None]:
