@@ -1,14 +1,16 @@
 """The original LWM's tiny models as ours. Of two embeddings and two heads one comes after the other: one id space."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from lwm.core.params import abstract, tensor_name
 from lwm.core.vocab import Vocab
 from lwm.model.config import ModelConfig
-from lwm.model.layers import Layer
-from lwm.model.transformer import Transformer
+from lwm.model.transformer import Transformer, declare
+from lwm.weights.lwm_stream import StreamTensors
+from lwm.weights.tensors import whole
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TEXT_SIZE = 512
@@ -16,38 +18,18 @@ VOCAB = Vocab(text_size=TEXT_SIZE, vision_size=8448, num_codes=8192, tokens_per_
 CONFIG = ModelConfig(VOCAB, 64, 160, 2, 4, 4, 16, rope_theta=1e4, max_context=1024)
 
 
-def joined(stored: Mapping[str, np.ndarray]) -> Transformer:
-    """Arrays under LWM's names as our parameters."""
-    embeddings = [stored[f"transformer/{name}/embedding"] for name in ("wte", "vte")]
-    return Transformer(
-        embedding=np.concatenate(embeddings),
-        layers=stacked_layers(stored),
-        final_norm=stored["transformer/ln_f/kernel"],
-        head=np.concatenate([stored["lm_head/kernel"], stored["vision_head/kernel"]], axis=1),
-    )
+def read(name: str, config: ModelConfig) -> Transformer:
+    """The parameters of a golden checkpoint stream."""
+    tensors = StreamTensors(GOLDEN / name, config)
 
+    def leaf(path: tuple, declared: jax.ShapeDtypeStruct) -> np.ndarray:
+        return tensors.read(tensor_name(path), whole(declared.shape))
 
-def stacked_layers(stored: Mapping[str, np.ndarray]) -> Layer:
-    """The layers of either tiny model: LWM's names, stacked on axis 0."""
-
-    def layers(name: str, *shape: int) -> np.ndarray:
-        return stored[f"transformer/h/scan_decoder/{name}/kernel"].reshape(2, *shape)
-
-    return Layer(
-        attention_norm=layers("attention_norm", 64),
-        query=layers("attention/wq", 64, 4, 16),
-        key=layers("attention/wk", 64, 4, 16),
-        value=layers("attention/wv", 64, 4, 16),
-        output=layers("attention/wo", 4, 16, 64),
-        ffn_norm=layers("ffn_norm", 64),
-        gate=layers("feed_forward/w1", 64, 160),
-        up=layers("feed_forward/w3", 64, 160),
-        down=layers("feed_forward/w2", 160, 64),
-    )
+    return jax.tree.map_with_path(leaf, abstract(declare(config), np.float32))
 
 
 def parted(params: Transformer) -> dict[str, np.ndarray]:
-    """The inverse: our parameters under LWM's names."""
+    """Our parameters under LWM's names, as its forward pass has them: not by way of the reader of its streams."""
     layers = params.layers
     named = {
         "attention_norm": layers.attention_norm,

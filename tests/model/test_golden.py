@@ -10,7 +10,7 @@ from lwm.infer.engine import Engine
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.transformer import Transformer, head_weights, hidden_states, logits
 
-from .golden_lwm import GOLDEN, stacked_layers
+from .golden_lwm import GOLDEN, read
 
 THETAS = (10_000, 1_000_000, 50_000_000)
 
@@ -26,14 +26,7 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def params() -> Transformer:
-    stored = np.load(GOLDEN / "lwm_text_params.npz")
-
-    return Transformer(
-        embedding=stored["transformer/wte/embedding"],
-        layers=stacked_layers(stored),
-        final_norm=stored["transformer/ln_f/kernel"],
-        head=stored["lm_head/kernel"],
-    )
+    return read("lwm_text_stream", config(THETAS[0]))
 
 
 @pytest.mark.parametrize("theta", THETAS)

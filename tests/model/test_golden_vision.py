@@ -20,12 +20,12 @@ from lwm.train.optimizer import OptimizerConfig
 from lwm.train.state import init_state
 from lwm.train.step import accumulate, make_train_step
 
-from .golden_lwm import CONFIG, GOLDEN, TEXT_SIZE, VOCAB, ids, joined, parted
+from .golden_lwm import CONFIG, GOLDEN, TEXT_SIZE, VOCAB, ids, parted, read
 
 
 @pytest.fixture(scope="module")
 def params() -> Transformer:
-    return joined(np.load(GOLDEN / "lwm_video_params.npz"))
+    return read("lwm_video_stream", CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ reads no more than it is asked for, so that a model is converted, or placed on a
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class TensorSpec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """The tensors of a model, wherever they lie."""
 
