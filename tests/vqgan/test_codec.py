@@ -1,5 +1,7 @@
 """The codec's contract: any number of frames, any mesh, the same codes; a patch's code depends on the patch alone."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from lwm.core import params as declared
 from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
-from lwm.vqgan.codec import FrameCodec, declare
+from lwm.vqgan import model
+from lwm.vqgan.codec import FrameCodec, declare, to_pixels
 from lwm.vqgan.config import PatchCodecConfig, VQGANConfig
 from lwm.vqgan.quantize import Codebook, Levels
 
@@ -85,3 +88,24 @@ def test_a_patch_codecs_code_depends_on_its_own_square(frames):
     changed[:, 8:16, 16:24] = 255 - changed[:, 8:16, 16:24]
     differs = (codec.encode(changed) != codec.encode(frames[:1])).reshape(4, 4)
     assert {tuple(place) for place in np.argwhere(differs)} == {(1, 2)}
+
+
+def test_a_network_that_was_trained_on_other_pixels(frames):
+    """Black and white are what its range says; between them nothing but rounding differs."""
+    params, mesh = drawn(VQGAN), make_mesh(MeshShape(), jax.devices()[:1])
+    config = replace(VQGAN, pixel_range=(0, 1))
+    pixels = to_pixels(jnp.asarray(frames[:2]))
+    vectors = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 4)), jnp.float32)
+    np.testing.assert_allclose(
+        model.encode(params, pixels, config), model.encode(params, (pixels + 1) / 2, VQGAN), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        (model.decode(params, vectors, config) + 1) / 2, model.decode(params, vectors, VQGAN), atol=1e-5
+    )
+    assert FrameCodec(params, config, mesh).digest() != FrameCodec(params, VQGAN, mesh).digest()
+
+
+@pytest.mark.parametrize("change", [{"pixel_range": (1, 1)}, {"pixel_range": (0,)}, {"channel_multipliers": (1,) * 17}])
+def test_a_configuration_that_cannot_be(change):
+    with pytest.raises(UserError, match=r"what white is|1 to 16"):
+        replace(VQGAN, **change)

@@ -13,7 +13,7 @@ import pytest
 from lwm.core.errors import UserError
 from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.quantize import Codebook
-from lwm.weights.vqgan_pickle import from_pickle, read_arrays
+from lwm.weights.vqgan_pickle import config_from_shapes, from_pickle, read_arrays
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -104,6 +104,37 @@ def test_another_configuration_is_refused():
         from_pickle(arrays, VQGANConfig(**small | {"quantizer": Codebook(num_codes=512, width=16)}))
     with pytest.raises(UserError, match="its configuration does not have"):
         from_pickle(arrays | {"extra": np.ones(1)}, VQGANConfig(**small))
+
+
+def test_the_configuration_that_shapes_tell():
+    arrays = read_arrays(GOLDEN / "vqgan.pkl")
+    assert config_from_shapes(arrays, resolution=64) == VQGANConfig(
+        64, 32, (1, 2, 2), 1, z_channels=16, quantizer=Codebook(num_codes=256, width=16)
+    )
+    released = np.broadcast_to(np.float32(0), (8192, 64))
+    shapes = {"encoder/Conv_1/kernel": (3, 3, 768, 64)}
+    for level, width in enumerate((128, 256, 256, 512, 768)):
+        for block in range(2):
+            shapes[f"encoder/DownsamplingBlock_{level}/ResnetBlock_{block}/Conv_0/kernel"] = (3, 3, 1, width)
+    of_zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    assert config_from_shapes(of_zeros | {"quantize/embeddings": released}) == VQGANConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantize/embeddings": None}, "has no array quantize/embeddings"),
+        ({"quantize/embeddings": np.zeros(256)}, r"has shape \(256,\) and should have 2 axes"),
+        ({"encoder/Conv_1/kernel": np.zeros((2, 2))}, "should have 4 axes"),
+        ({"encoder/DownsamplingBlock_x/a": np.zeros(1)}, "has no array encoder/DownsamplingBlock_3/"),
+        ({"encoder/DownsamplingBlock_0/ResnetBlock_0/Conv_0/kernel": np.zeros((3, 3, 32, 8))}, "norm_groups 32"),
+        ({"encoder/DownsamplingBlock_0/ResnetBlock_0/Conv_0/kernel": np.zeros((3, 3, 32, 0))}, "has no levels"),
+    ],
+)
+def test_shapes_that_tell_no_configuration(change, message):
+    arrays = read_arrays(GOLDEN / "vqgan.pkl") | change
+    with pytest.raises(UserError, match=message):
+        config_from_shapes({name: array for name, array in arrays.items() if array is not None}, resolution=64)
 
 
 def nested(levels: int) -> dict:

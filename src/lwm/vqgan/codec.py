@@ -60,8 +60,8 @@ class FrameCodec:
         self._decode = jax.jit(partial(_decode, config=config))
 
     def digest(self) -> str:
-        """Of the tensors: codecs that differ in it write different codes."""
-        digest = hashlib.sha256()
+        """Of what it is and of its tensors: codecs that differ in it write different codes."""
+        digest = hashlib.sha256(repr(self.config).encode())
         for leaf in jax.tree.leaves(self._params):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()

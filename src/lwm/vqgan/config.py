@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from lwm.core.errors import UserError
 from lwm.vqgan.quantize import Codebook, Quantizer
 
+#: a code of so many would be a square of 32,768 pixels a side
+MOST_LEVELS = 16
+
 
 @dataclass(frozen=True)
 class VQGANConfig:
@@ -22,20 +25,27 @@ class VQGANConfig:
     quantizer: Quantizer = field(default_factory=Codebook)
     norm_groups: int = 32
     norm_eps: float = 1e-6
+    #: what black and white are to the network: aMUSEd's own has (0, 1)
+    pixel_range: tuple[int, ...] = (-1, 1)
 
     def __post_init__(self) -> None:
         counts = ("resolution", "hidden_channels", "num_res_blocks", "z_channels", "norm_groups")
         for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be positive")
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise UserError(f"channel_multipliers {self.channel_multipliers} must be positive, one for each level")
+        if not 1 <= len(self.channel_multipliers) <= MOST_LEVELS or min(self.channel_multipliers) < 1:
+            raise UserError(
+                f"channel_multipliers {self.channel_multipliers} must be positive, one for each of 1 to {MOST_LEVELS} "
+                "levels"
+            )
         if self.hidden_channels % self.norm_groups:
             raise UserError(
                 f"hidden_channels {self.hidden_channels} is not a multiple of norm_groups {self.norm_groups}"
             )
         if self.resolution % self.pixels_per_code:
             raise UserError(f"resolution {self.resolution} is not a multiple of {self.pixels_per_code}, a code's side")
+        if len(self.pixel_range) != 2 or self.pixel_range[0] >= self.pixel_range[1]:
+            raise UserError(f"pixel_range {self.pixel_range}: give what black is, then what white is")
 
     @property
     def pixels_per_code(self) -> int:

@@ -1,7 +1,8 @@
 """LWM's VQGAN: a convolutional encoder and a convolutional decoder, with codes between them.
 
-Pixels are [-1, 1], channels last. The architecture is that of aMUSEd (Patil et al. 2024) without attention: GroupNorm,
-SiLU, residual blocks, sides halved by strided convolutions and doubled by repeating pixels.
+Pixels are [-1, 1], channels last; a network that was trained on another range has them stretched to it. The
+architecture is that of aMUSEd (Patil et al. 2024) without attention: GroupNorm, SiLU, residual blocks, sides halved by
+strided convolutions and doubled by repeating pixels.
 """
 
 from dataclasses import dataclass
@@ -113,8 +114,8 @@ def encode(
     params: VQGAN, pixels: Float[Array, "N height width 3"], config: VQGANConfig
 ) -> Float[Array, "N rows columns code"]:
     """What the codebook is searched for, for each square of `pixels_per_code` pixels a side."""
-    encoder = params.encoder
-    x = convolve(pixels, encoder.conv_in)
+    encoder, (scale, shift) = params.encoder, _scale_and_shift(config)
+    x = convolve(pixels * scale + shift, encoder.conv_in)
     for level in encoder.levels:
         x = _blocks(x, level.blocks, config)
         if level.resample is not None:
@@ -135,7 +136,15 @@ def decode(
         x = _blocks(x, level.blocks, config)
         if level.resample is not None:
             x = convolve(x.repeat(2, axis=1).repeat(2, axis=2), level.resample)
-    return convolve(jax.nn.silu(_norm(x, decoder.norm_out, config)), decoder.conv_out)
+    x = convolve(jax.nn.silu(_norm(x, decoder.norm_out, config)), decoder.conv_out)
+    scale, shift = _scale_and_shift(config)
+    return (x - shift) / scale
+
+
+def _scale_and_shift(config: VQGANConfig) -> tuple[float, float]:
+    """From [-1, 1] to the network's range; 1 and 0 of LWM's, which change no bit."""
+    black, white = config.pixel_range
+    return (white - black) / 2, (white + black) / 2
 
 
 def _blocks(x: Array, blocks: tuple[ResBlock, ...], config: VQGANConfig) -> Array:

@@ -120,6 +120,16 @@ def load_codec(directory: Path | str, mesh: Mesh) -> FrameCodec:
     Raises:
         UserError: no codec, a config with a field missing or wrong, tensors that are missing, unknown or misshapen.
     """
+    config, params = read_stored_codec(directory)
+    return FrameCodec(jax.tree.map(lambda leaf: leaf.astype(np.float32), params), config, mesh)
+
+
+def read_stored_codec(directory: Path | str) -> tuple[CodecConfig, Any]:
+    """A directory's codec on the host, its tensors in the dtype they are stored in.
+
+    Raises:
+        UserError: as `load_codec`.
+    """
     config, path = read_codec_config(directory), Path(directory) / TENSORS
     wanted = abstract(declare(config), jnp.float32)
     try:
@@ -127,5 +137,4 @@ def load_codec(directory: Path | str, mesh: Mesh) -> FrameCodec:
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the tensors in {path}: {error}") from None
     require_same_shapes(str(path), shapes_by_name(stored), f"its {CONFIG}", shapes_by_name(wanted))
-    params = jax.tree.map_with_path(lambda at, leaf: stored[tensor_name(at)].astype(np.float32), wanted)
-    return FrameCodec(params, config, mesh)
+    return config, jax.tree.map_with_path(lambda at, _: stored[tensor_name(at)], wanted)

@@ -18,6 +18,7 @@ from lwm.core.params import require_same_shapes, shapes_by_name
 from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.layers import Convolution, GroupNorm
 from lwm.vqgan.model import VQGAN, Coder, Level, ResBlock, declare
+from lwm.vqgan.quantize import Codebook
 
 #: kinds and sizes of numbers that weights are made of: floats and integers, little-endian or of one byte
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
@@ -169,6 +170,52 @@ def _flat(node: Any, path: tuple[str, ...], met: set[int]) -> Iterator[tuple[str
         met.add(id(node))
         for name, child in node.items():
             yield from _flat(child, (*path, name), met)
+
+
+def config_from_shapes(arrays: Mapping[str, np.ndarray], resolution: int | None = None) -> VQGANConfig:
+    """What the VQGAN of LWM's file is, as far as the shapes of its arrays say.
+
+    They say all but three things. The groups of its norms are 32, their epsilon is 1e-6 and its pixels are [-1, 1], as
+    LWM's code has them. `resolution` is 256 if it is not given and a code stands for 16 pixels a side, as in LWM's.
+
+    Raises:
+        UserError: an array is missing or is no convolution; the resolution is needed; a width is not one of 32 groups.
+    """
+    first = "encoder/DownsamplingBlock_0/ResnetBlock"
+    num_levels, num_blocks = _count(arrays, "encoder/DownsamplingBlock"), _count(arrays, first)
+    widths = [
+        _shape(arrays, f"encoder/DownsamplingBlock_{level}/ResnetBlock_0/Conv_0/kernel", 4)[3]
+        for level in range(num_levels)
+    ]
+    if not widths or min(widths) < 1:
+        raise UserError("the VQGAN has no levels: it has no array encoder/DownsamplingBlock_0/ResnetBlock_0/Conv_0")
+    unit, default = math.gcd(*widths), VQGANConfig()
+    if resolution is None and 2 ** (num_levels - 1) != default.pixels_per_code:
+        raise UserError(
+            f"the VQGAN has {num_levels} levels, which LWM's has not: give its resolution, in pixels a side"
+        )
+    return VQGANConfig(
+        resolution=default.resolution if resolution is None else resolution,
+        hidden_channels=unit,
+        channel_multipliers=tuple(width // unit for width in widths),
+        num_res_blocks=num_blocks,
+        z_channels=_shape(arrays, "encoder/Conv_1/kernel", 4)[3],
+        quantizer=Codebook(*_shape(arrays, "quantize/embeddings", 2)),
+    )
+
+
+def _count(arrays: Mapping[str, np.ndarray], prefix: str) -> int:
+    """How many numbered parts there are: `encoder/DownsamplingBlock_0`, `encoder/DownsamplingBlock_1`."""
+    depth = prefix.count("/")
+    return len({name.split("/")[depth] for name in arrays if name.startswith(f"{prefix}_")})
+
+
+def _shape(arrays: Mapping[str, np.ndarray], name: str, num_axes: int) -> tuple[int, ...]:
+    if name not in arrays:
+        raise UserError(f"the VQGAN has no array {name}")
+    if arrays[name].ndim != num_axes:
+        raise UserError(f"the VQGAN's array {name} has shape {arrays[name].shape} and should have {num_axes} axes")
+    return arrays[name].shape
 
 
 def from_pickle(arrays: Mapping[str, np.ndarray], config: VQGANConfig) -> VQGAN:

@@ -1,0 +1,109 @@
+"""Codecs of every form, read and written anew: LWM's pickle, the `VQModel` of `diffusers`, a directory of ours."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lwm.core.errors import UserError
+from lwm.core.params import named_leaves
+from lwm.vqgan.config import CodecConfig
+from lwm.weights.codec_store import CODEC_FILES, read_stored_codec, save_codec
+from lwm.weights.diffusers_codec import (
+    diffusers_name,
+    diffusers_shape,
+    is_diffusers_codec,
+    read_diffusers,
+    write_diffusers,
+)
+from lwm.weights.vqgan_pickle import config_from_shapes, from_pickle, read_arrays
+
+Form = Literal["pickle", "hf", "lwm"]
+
+
+@dataclass(frozen=True)
+class ConvertedTensor:
+    """A tensor as it was written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    #: what was done to it: "renamed, transposed"; empty: nothing
+    change: str
+
+
+def read_codec(path: Path | str, resolution: int | None = None) -> tuple[CodecConfig, Any]:
+    """A codec of any form, on the host, in float32; which form it is, the path tells.
+
+    A file is LWM's pickle, a directory is one of ours or of `diffusers`. `resolution` is the side of the pictures, for
+    files that do not say it; given, it counts.
+
+    Raises:
+        UserError: no codec, or one that is broken or of another architecture; LWM's pickle with other squares than
+            LWM's and no resolution.
+    """
+    _, config, params = _read(Path(path), resolution)
+    return config, jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+
+
+def convert_codec(
+    source: Path | str, destination: Path | str, to: Literal["lwm", "hf"], resolution: int | None = None
+) -> list[ConvertedTensor]:
+    """Write a codec of any form as one of ours ("lwm") or for `diffusers` ("hf"), in float32; return what was written.
+
+    One of ours may be written into the directory of a model that has none, one for `diffusers` into a new directory.
+
+    Raises:
+        UserError: as `read_codec`; a codec that the other form does not have; a destination that holds one already or
+            cannot be written.
+    """
+    destination = Path(destination)
+    taken = [name for name in CODEC_FILES if (destination / name).exists()]
+    if to == "lwm" and taken:
+        raise UserError(f"{destination} already holds {taken[0]}: choose another directory")
+    origin, config, params = _read(Path(source), resolution)
+    if to == "lwm":
+        save_codec(destination, config, params)
+    else:
+        write_diffusers(destination, config, params)
+    return [_row(name, leaf, origin, to) for name, leaf in named_leaves(params).items()]
+
+
+def _read(path: Path, resolution: int | None) -> tuple[Form, CodecConfig, Any]:
+    """Also which form it had; the tensors in the dtype they are stored in."""
+    origin: Form
+    config: CodecConfig
+    if path.is_file():
+        arrays = read_arrays(path)
+        try:
+            config = config_from_shapes(arrays, resolution)
+            origin, params = "pickle", from_pickle(arrays, config)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    elif any((path / name).exists() for name in CODEC_FILES):
+        origin, (config, params) = "lwm", read_stored_codec(path)
+        if resolution is not None:
+            config = replace(config, resolution=resolution)
+    elif is_diffusers_codec(path):
+        origin, (config, params) = "hf", read_diffusers(path, resolution)
+    else:
+        raise UserError(
+            f"no codec at {path}: give LWM's pickled VQGAN, a directory of diffusers or one that has a {CODEC_FILES[0]}"
+        )
+    for name, leaf in named_leaves(params).items():
+        if not jnp.issubdtype(leaf.dtype, np.floating):
+            raise UserError(f"{path}: the tensor {name} is of {leaf.dtype}, and a codec is of floating-point numbers")
+    return origin, config, params
+
+
+def _row(name: str, leaf: np.ndarray, origin: Form, to: Literal["lwm", "hf"]) -> ConvertedTensor:
+    shape = tuple(leaf.shape)
+    if to == "hf":
+        name, shape = diffusers_name(name), diffusers_shape(shape)
+    changes = ["renamed"] * (origin != to) + ["transposed"] * (leaf.ndim == 4 and (origin == "hf") != (to == "hf"))
+    if leaf.dtype.itemsize != 4:
+        changes.append(f"{'rounded' if leaf.dtype.itemsize > 4 else 'widened'} from {leaf.dtype.name}")
+    return ConvertedTensor(name, shape, "float32", ", ".join(changes))
