@@ -269,7 +269,7 @@ def _require_no_scaling(file: GgufFile) -> None:
             raise UserError(f"{file.path} scales its rotary positions by the tensor {name}, which is not read")
     prefix = f"{_ARCHITECTURE}.rope."
     kind = file.text(f"{prefix}scaling.type", "linear")
-    factor = file.number(f"{prefix}scaling.factor", file.number(f"{prefix}scale_linear", 1))
+    factor = file.number(f"{prefix}scaling.factor", file.number(f"{prefix}scale_linear", 1.0))
     if kind != "none" and (kind != "linear" or factor not in (0, 1)):
         raise UserError(
             f"{file.path} scales its rotary positions, which is not read: "

@@ -21,7 +21,7 @@ from lwm.weights.gguf_file import GgufFile
 
 _BYTE_LEVEL, _SENTENCEPIECE = "gpt2", "llama"
 #: token types in llama.cpp's list
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _SPECIAL = (_UNKNOWN, _CONTROL)
 #: characters of a piece; Llama's longest has 16
 _LONGEST_PIECE = 1024
@@ -114,13 +114,17 @@ def _merges_by_score(file: GgufFile, ids: dict[str, int]) -> list[tuple[str, ...
     scores = file.numbers("tokenizer.ggml.scores")
     if len(scores) != len(ids):
         raise UserError(f"{file.path}: its tokenizer has {len(ids)} tokens and {len(scores)} scores")
+    types = _token_types(file, len(ids))
+    merged = {piece for piece, kind in zip(ids, types, strict=True) if kind == _NORMAL}
     ranked: list[tuple[float, int, int, str, str]] = []
     for piece, score in zip(ids, scores.tolist(), strict=True):
+        if piece not in merged:
+            continue
         if len(piece) > _LONGEST_PIECE:
             raise UserError(f"{file.path}: token {ids[piece]} has {len(piece)} characters, more than {_LONGEST_PIECE}")
         for seam in range(1, len(piece)):
             left, right = piece[:seam], piece[seam:]
-            if left in ids and right in ids:
+            if left in merged and right in merged:
                 ranked.append((-score, ids[left], ids[right], left, right))
     return [(left, right) for *_, left, right in sorted(ranked)]
 
