@@ -27,7 +27,7 @@ from lwm.infer.session import require_tokenizer
 from lwm.model import cache as caches
 from lwm.model.config import Compute
 from lwm.model.transformer import extend, head_weights, hidden_states, logits
-from lwm.weights.store import LoadedModel, load_model
+from lwm.weights.load import LoadedModel, load_model
 
 ASKED = prompts.draw_image("a big red circle on grass.")
 

@@ -39,7 +39,7 @@ from lwm.nano.world_records import LOOK
 from lwm.train.loop import train
 from lwm.train.run import Run
 from lwm.weights.codec_store import load_codec
-from lwm.weights.store import load_model
+from lwm.weights.load import load_model
 from lwm.world.film import CLIP
 
 SEQ_LEN = 2048

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from lwm.infer.sampling import Sampling
     from lwm.infer.session import Answer, Session, load
     from lwm.model.config import Compute, ModelConfig
-    from lwm.weights.store import LoadedModel, load_model, save_model
+    from lwm.weights.load import LoadedModel, load_model
+    from lwm.weights.store import save_model
 
 #: Where each name of the front door lives. A name is imported when it is first used, so `import lwm` is instant.
 _HOMES = {
@@ -23,14 +24,14 @@ _HOMES = {
     "AttentionConfig": "lwm.attention",
     "Compute": "lwm.model.config",
     "Engine": "lwm.infer.engine",
-    "LoadedModel": "lwm.weights.store",
+    "LoadedModel": "lwm.weights.load",
     "MeshShape": "lwm.core.mesh",
     "ModelConfig": "lwm.model.config",
     "Sampling": "lwm.infer.sampling",
     "Session": "lwm.infer.session",
     "UserError": "lwm.core.errors",
     "load": "lwm.infer.session",
-    "load_model": "lwm.weights.store",
+    "load_model": "lwm.weights.load",
     "make_mesh": "lwm.core.mesh",
     "save_model": "lwm.weights.store",
 }

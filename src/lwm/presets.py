@@ -22,7 +22,7 @@ from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
 from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.quantize import Codebook
-from lwm.weights.store import EMBEDDED, read_config
+from lwm.weights.load import EMBEDDED, read_config
 
 Preset = Callable[[], Run | CodecRun]
 

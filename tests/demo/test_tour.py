@@ -23,7 +23,8 @@ from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
 from lwm.nano.facts import training_world
 from lwm.nano.train_tokenizer import TOKENIZER_FILE
-from lwm.weights.store import read_config, save_model
+from lwm.weights.load import read_config
+from lwm.weights.store import save_model
 
 TEXT_SIZE = read_config("nano").vocab.text_size
 

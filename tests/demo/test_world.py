@@ -23,7 +23,8 @@ from lwm.vqgan.codec import declare as declare_codec
 from lwm.vqgan.config import PatchCodecConfig
 from lwm.vqgan.quantize import Codebook
 from lwm.weights.codec_store import save_codec
-from lwm.weights.store import load_model, read_config, save_model
+from lwm.weights.load import load_model, read_config
+from lwm.weights.store import save_model
 
 CODEC = PatchCodecConfig(decoder_width=8, fine_widths=(8, 8), quantizer=Codebook(64, 8))
 VOCAB = Vocab(read_config("nano").vocab.text_size, vision_size=66, num_codes=64, tokens_per_frame=16)

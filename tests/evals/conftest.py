@@ -13,7 +13,8 @@ from lwm.infer.engine import Engine
 from lwm.infer.prompts import NEEDLE_CITIES, needle, needle_prompt
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.transformer import declare
-from lwm.weights.store import LoadedModel, load_model, save_model
+from lwm.weights.load import LoadedModel, load_model
+from lwm.weights.store import save_model
 
 WORDS = ("the", "model", "reads", "a", "long", "text", "and", "keeps", "what", "it", "was", "told", "until", "asked")
 

@@ -22,7 +22,8 @@ from lwm.vqgan.codec import FrameCodec
 from lwm.vqgan.codec import declare as declare_codec
 from lwm.vqgan.config import PatchCodecConfig
 from lwm.vqgan.quantize import Codebook
-from lwm.weights.store import load_model, save_model
+from lwm.weights.load import load_model
+from lwm.weights.store import save_model
 from lwm.world.checker import read
 from lwm.world.draw import draw
 from lwm.world.language import caption

@@ -19,7 +19,8 @@ from lwm.vqgan import codec as codecs
 from lwm.vqgan.codec import FrameCodec
 from lwm.vqgan.config import PatchCodecConfig
 from lwm.vqgan.quantize import Levels
-from lwm.weights.store import LoadedModel, load_model, save_model
+from lwm.weights.load import LoadedModel, load_model
+from lwm.weights.store import save_model
 
 CONFIG = ModelConfig(Vocab(text_size=260), 32, 64, 1, 4, 2, 8, tie_word_embeddings=True, max_context=1024)
 

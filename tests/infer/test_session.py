@@ -12,7 +12,7 @@ from lwm.infer import prompts
 from lwm.infer.commands import ChatConfig, GenerateTextConfig, generate_text, open_session
 from lwm.infer.engine import Engine
 from lwm.infer.session import Session, TextStream
-from lwm.weights.store import LoadedModel
+from lwm.weights.load import LoadedModel
 
 DOCUMENT = "It was a dark and stormy night; the rain fell in torrents. " * 5
 QUESTIONS = ["Who?", "Where was the rain, exactly?"]

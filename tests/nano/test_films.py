@@ -18,7 +18,7 @@ from lwm.nano.world_records import DRAW, LOOK, Records, write_records
 from lwm.vqgan.codec import FrameCodec, declare
 from lwm.vqgan.config import PatchCodecConfig
 from lwm.vqgan.quantize import Codebook
-from lwm.weights.store import read_config
+from lwm.weights.load import read_config
 from lwm.world.draw import draw
 from lwm.world.language import understand
 

@@ -21,7 +21,7 @@ from lwm.train.checkpoint import Checkpoints
 from lwm.train.loop import train
 from lwm.train.run import Run
 from lwm.train.state import TrainState, abstract_state
-from lwm.weights.store import load_model
+from lwm.weights.load import load_model
 
 TIMES = ("tokens_per_second",)
 

@@ -19,7 +19,8 @@ from lwm.core.vocab import Vocab
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import Transformer, declare
 from lwm.weights import store
-from lwm.weights.store import load_model, save_model
+from lwm.weights.load import load_model
+from lwm.weights.store import save_model
 
 CONFIG = ModelConfig(Vocab(text_size=16), 8, 16, 2, 2, 1, 4, tie_word_embeddings=True, rope_theta=5e4)
 

@@ -9,7 +9,7 @@ from lwm.core.errors import UserError
 if TYPE_CHECKING:
     from lwm.infer.engine import Engine
     from lwm.vqgan.codec import FrameCodec
-    from lwm.weights.store import LoadedModel
+    from lwm.weights.load import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def open_codec(model: str, devices: Devices) -> "FrameCodec":
     make_devices(devices.cpu_devices)
     from lwm.core.mesh import MeshShape, make_mesh
     from lwm.weights.codec_store import load_codec
-    from lwm.weights.store import locate
+    from lwm.weights.load import locate
 
     return load_codec(locate(model), make_mesh(MeshShape.parse(devices.mesh)))
 
@@ -64,7 +64,7 @@ def open_model(name: str, machine: Machine) -> "tuple[LoadedModel, Engine]":
     make_devices(machine.cpu_devices)
     from lwm.core.mesh import MeshShape, make_mesh
     from lwm.infer.engine import Engine
-    from lwm.weights.store import load_model
+    from lwm.weights.load import load_model
 
     mesh = make_mesh(MeshShape.parse(machine.mesh))
     model = load_model(name, mesh, machine.dtype)

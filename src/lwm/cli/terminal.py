@@ -1,9 +1,12 @@
 """What a user sees: bars, results, pieces of text, notes."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+#: of tables that do not go to a terminal, in characters
+FILE_WIDTH = 160
 
 
 @contextmanager
@@ -32,6 +35,8 @@ def show(*renderables: Any) -> None:
     from rich.console import Console
 
     console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     for renderable in renderables:
         console.print(renderable, soft_wrap=isinstance(renderable, str))
 
@@ -44,3 +49,16 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """Tell what is not part of the result."""
     print(f"lwm: {text}", file=sys.stderr)
+
+
+def conversion_table(rows: Sequence[Any]) -> Any:
+    """What became of each tensor of a `Conversion`."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("from", "to", "shape", "dtype", "what was done"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        dtype = row.stored if row.stored == row.written else f"{row.stored} to {row.written}"
+        table.add_row(row.origin, row.name, " x ".join(map(str, row.shape)), dtype, row.change)
+    return table

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lwm.cli.machine import Devices, Machine, make_devices, open_codec, open_model
-from lwm.cli.terminal import note, progress, say, show
+from lwm.cli.terminal import conversion_table, note, progress, say, show
 from lwm.cli.verb import VERBS, Arguments, parse, verb
 from lwm.core.errors import UserError
 
@@ -194,7 +194,7 @@ def check(arguments: Arguments) -> int:
     """`lwm check RECORDS`; 1 if any record is malformed."""
     from lwm.data.check import CheckConfig
     from lwm.data.check import check as check_records
-    from lwm.weights.store import locate, read_config
+    from lwm.weights.load import locate, read_config
 
     (config,) = parse("check", arguments, CheckConfig)
     directory, vocab = locate(config.model), read_config(config.model).vocab
@@ -241,6 +241,26 @@ def detokenize(arguments: Arguments) -> None:
     with progress("records") as report:
         written = detokenize_records(config, codec, report)
     show(f"{len(written):,} files are in {config.out}")
+
+
+@verb(
+    "convert",
+    "Turn a model, or a codec, into another form: ours, Hugging Face's, LWM's.",
+    "lwm convert LWM-Chat-1M-Jax lwm-chat-1m --to hf",
+)
+def convert(arguments: Arguments) -> None:
+    """`lwm convert SOURCE DESTINATION`."""
+    from lwm.weights.convert import ConvertConfig
+    from lwm.weights.convert import convert as convert_model
+
+    (config,) = parse("convert", arguments, ConvertConfig)
+    with progress("bytes") as report:
+        done = convert_model(config, report)
+    show(conversion_table(done.rows), *done.notes)
+    if done.difference is not None:
+        difference, greatest = done.difference
+        show(f"on the same tokens no logit differs by more than {difference:.2g} (the greatest is {greatest:.3g})")
+    show(f"{done.num_parameters:,} parameters are in {done.directory}")
 
 
 @verb(

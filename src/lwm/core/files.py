@@ -5,6 +5,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from lwm.core.errors import UserError
 
 
 @contextmanager
@@ -27,3 +30,22 @@ def write_file(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write readable JSON in UTF-8, as `write_file` does."""
     write_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, when_missing: str) -> dict[str, Any]:
+    """The object in a JSON file; `when_missing` says what it means that there is none.
+
+    Raises:
+        UserError: no such file, or not an object in JSON.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{when_missing}: it has no {path.name}") from None
+    except RecursionError:
+        raise UserError(f"cannot read {path}: its lists and objects lie too deep in each other") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"cannot read {path}: it is not a JSON object")
+    return values

@@ -33,7 +33,7 @@ from lwm.infer.pictures import DrawSampling
 from lwm.infer.session import require_tokenizer
 from lwm.nano.corpus import Document, held_out_documents
 from lwm.weights.codec_store import load_codec
-from lwm.weights.store import LoadedModel, load_model
+from lwm.weights.load import LoadedModel, load_model
 from lwm.world.draw import SIDE
 from lwm.world.film import CLIP
 

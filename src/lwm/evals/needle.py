@@ -24,7 +24,7 @@ from lwm.evals.trial import Cell, Trial, build_trial
 from lwm.infer.engine import Engine
 from lwm.infer.prompts import NEEDLE_CITIES, stop_ids
 from lwm.infer.session import require_tokenizer
-from lwm.weights.store import LoadedModel
+from lwm.weights.load import LoadedModel
 
 #: told (cells done, cells in all, the row just finished)
 OnCell = Callable[[int, int, Row], None]

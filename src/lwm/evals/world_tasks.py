@@ -16,7 +16,7 @@ from lwm.infer.pictures import DrawSampling, DrawTask, draw_codes
 from lwm.infer.prompts import Prompt
 from lwm.infer.session import require_tokenizer
 from lwm.vqgan.codec import FrameCodec
-from lwm.weights.store import LoadedModel
+from lwm.weights.load import LoadedModel
 from lwm.world.checker import Reading, direction_of, found_at, read
 from lwm.world.draw import draw
 from lwm.world.film import CLIP, film_questions, random_film

@@ -24,7 +24,7 @@ from lwm.infer.session import (
 )
 from lwm.vqgan.codec import FrameCodec
 from lwm.weights.codec_store import require_same_codes
-from lwm.weights.store import LoadedModel
+from lwm.weights.load import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lwm.model import cache as caches
 from lwm.model.cache import KVCache
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.transformer import Transformer
-from lwm.weights.store import LoadedModel
+from lwm.weights.load import LoadedModel
 
 #: the smallest chunk a prompt is read in
 MIN_CHUNK = 16

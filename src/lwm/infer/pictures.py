@@ -27,7 +27,7 @@ from lwm.infer.sampling import FrameSampling, Sampling
 from lwm.infer.session import require_tokenizer
 from lwm.vqgan.codec import FrameCodec
 from lwm.weights.codec_store import require_same_codes
-from lwm.weights.store import LoadedModel
+from lwm.weights.load import LoadedModel
 
 #: called with how many frames of all are finished, and how many there will be
 Progress = Callable[[int, int], None]

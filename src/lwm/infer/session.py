@@ -22,7 +22,7 @@ from lwm.infer import prompts
 from lwm.infer.engine import Engine, State
 from lwm.infer.prompts import FrameCodes, Prompt
 from lwm.infer.sampling import Sampling
-from lwm.weights.store import LoadedModel, load_model
+from lwm.weights.load import LoadedModel, load_model
 
 #: which part of a text that is too long is kept
 Truncate = Literal["head", "tail"]

@@ -120,7 +120,9 @@ def scaling_from_json(values: object, block: str) -> RopeScaling:
     return from_json(SCALINGS[kind], fields, block)
 
 
-def rotary_frequencies(head_width: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, "h_half"]:
+def rotary_frequencies(
+    head_width: int, theta: float, scaling: RopeScaling | None = None
+) -> Float[np.ndarray, "h_half"]:
     """Radians a token by which each feature pair turns, in float64; of a dynamic scaling, within the trained length."""
     plain = theta ** (-np.arange(0, head_width, 2) / head_width)
     match scaling:
@@ -203,9 +205,9 @@ def rotary_angles(
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width - 2)
     raised = turns.astype(np.float32) * jnp.exp(-exponents * jnp.log1p(stretch))
     raised_coarse = jnp.floor(raised)
-    raised_parts = raised_coarse.astype(jnp.uint32), raised - raised_coarse
-    coarse, remainder = (jnp.where(excess > 0, *parts) for parts in zip(raised_parts, static, strict=True))
-    return _angles(mask.query_positions, coarse, remainder)
+    whole = jnp.where(excess > 0, raised_coarse.astype(jnp.uint32), static[0])
+    remainder = jnp.where(excess > 0, raised - raised_coarse, static[1])
+    return _angles(mask.query_positions, whole, remainder)
 
 
 def _angles(positions: Int[Array, "B T"], coarse: Any, remainder: Any) -> Float[Array, "B T h_half"]:

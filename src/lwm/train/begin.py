@@ -19,7 +19,7 @@ from lwm.train.base import saved_steps
 from lwm.train.checkpoint import Checkpoints
 from lwm.train.run import Run, codec_of, features_of, require_beginning
 from lwm.weights.codec_store import load_codec
-from lwm.weights.store import EMBEDDED, load_model, locate, read_config
+from lwm.weights.load import EMBEDDED, load_model, locate, read_config
 
 
 def starting_params(run: Run, mesh: Mesh) -> Transformer:

@@ -20,7 +20,7 @@ from lwm.model.config import Compute, ModelConfig
 from lwm.train.base import BaseRun
 from lwm.train.code_rows import read_features
 from lwm.weights.codec_store import has_codec, read_codec_config, require_same_codes
-from lwm.weights.store import EMBEDDED
+from lwm.weights.load import EMBEDDED
 
 
 @runtime_checkable

@@ -22,16 +22,23 @@ from lwm.weights.diffusers_codec import (
 from lwm.weights.vqgan_pickle import config_from_shapes, from_pickle, read_arrays
 
 Form = Literal["pickle", "hf", "lwm"]
+#: what a pickle begins with, from protocol 2 on
+_PICKLE = b"\x80"
 
 
 @dataclass(frozen=True)
 class ConvertedTensor:
     """A tensor as it was written."""
 
+    #: its name in the source; empty: a pickle, whose arrays are found by their place in it
+    origin: str
     name: str
     shape: tuple[int, ...]
+    #: as it was stored
+    stored: str
+    #: as it was written
     dtype: str
-    #: what was done to it: "renamed, transposed"; empty: nothing
+    #: what was done to it: "transposed"; empty: nothing
     change: str
 
 
@@ -99,11 +106,17 @@ def _read(path: Path, resolution: int | None) -> tuple[Form, CodecConfig, Any]:
     return origin, config, params
 
 
-def _row(name: str, leaf: np.ndarray, origin: Form, to: Literal["lwm", "hf"]) -> ConvertedTensor:
-    shape = tuple(leaf.shape)
-    if to == "hf":
-        name, shape = diffusers_name(name), diffusers_shape(shape)
-    changes = ["renamed"] * (origin != to) + ["transposed"] * (leaf.ndim == 4 and (origin == "hf") != (to == "hf"))
-    if leaf.dtype.itemsize != 4:
-        changes.append(f"{'rounded' if leaf.dtype.itemsize > 4 else 'widened'} from {leaf.dtype.name}")
-    return ConvertedTensor(name, shape, "float32", ", ".join(changes))
+def _row(own: str, leaf: np.ndarray, origin: Form, to: Literal["lwm", "hf"]) -> ConvertedTensor:
+    names: dict[str, str] = {"pickle": "", "lwm": own, "hf": diffusers_name(own)}
+    shape = diffusers_shape(leaf.shape) if to == "hf" else tuple(leaf.shape)
+    change = "transposed" if leaf.ndim == 4 and (origin == "hf") != (to == "hf") else ""
+    return ConvertedTensor(names[origin], names[to], shape, leaf.dtype.name, "float32", change)
+
+
+def is_codec(path: Path | str) -> bool:
+    """Whether there is a codec by itself, and no model."""
+    path = Path(path)
+    if path.is_file():
+        with open(path, "rb") as file:
+            return file.read(len(_PICKLE)) == _PICKLE
+    return is_diffusers_codec(path) or ((path / CODEC_FILES[0]).exists() and not (path / "config.json").exists())

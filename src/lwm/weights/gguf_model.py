@@ -25,7 +25,7 @@ _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 #: factors on each rotary frequency
 _ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 #: types that are floats as they stand, by their number in ggml's list
-_FLOATS = {0: jnp.dtype("float32"), 1: jnp.dtype("float16"), 30: jnp.dtype("bfloat16")}
+_FLOATS: dict[int, np.dtype] = {0: jnp.dtype("float32"), 1: jnp.dtype("float16"), 30: jnp.dtype("bfloat16")}
 _FLOAT32 = np.dtype("float32")
 #: what makes a model compute something other than a plain Llama, and the values at which it does not
 _NEUTRAL: dict[str, tuple[float, ...]] = {

@@ -244,9 +244,22 @@ def write_stream(
     return file
 
 
+def names_there(config: ModelConfig) -> dict[str, tuple[str, str]]:
+    """What `write_stream` calls each of our tensors, and what it does to it."""
+    has_heads = {name for name, shape in shapes_by_name(declare(config)).items() if len(shape) == 4}
+    names = {
+        STACKED + name: (slashed(layer_key(SCANNED, name)), "heads joined" if STACKED + name in has_heads else "")
+        for name in LAYER_NAMES
+    }
+    for table, (text, vision, _) in TABLES.items():
+        split = (f"{slashed(text)} and {slashed(vision)}", "split into text and vision")
+        names[table] = split if config.vocab.vision_size else (slashed(text), "")
+    return names | {"final_norm": (slashed(FINAL_NORM), "")}
+
+
 def _require_held_by_lwm(config: ModelConfig) -> None:
     D, H, K, h = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_width
-    scaling = getattr(config, "rope_scaling", None)
+    scaling = config.rope_scaling
     problems = {
         f"num_kv_heads {K} is not num_heads {H}": K != H,
         f"num_heads {H} times head_width {h} is not hidden_size {D}": H * h != D,

@@ -183,13 +183,14 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     if not num_heads or hidden_size % num_heads:
         raise UserError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}")
     vision_size = number("vision_vocab_size", 0)
-    if 0 < vision_size <= SPARE_IDS:
-        raise UserError(f"of {vision_size} vision ids none are codes: in LWM's models {SPARE_IDS} are not")
+    spare = number("spare_vision_ids", SPARE_IDS)
+    if 0 < vision_size <= spare:
+        raise UserError(f"of {vision_size} vision ids none are codes: {spare} are not (spare_vision_ids)")
     vocab = Vocab(
         text_size=number("vocab_size"),
         vision_size=vision_size,
-        num_codes=vision_size - SPARE_IDS if vision_size else 0,
-        tokens_per_frame=TOKENS_PER_FRAME if vision_size else 0,
+        num_codes=vision_size - spare if vision_size else 0,
+        tokens_per_frame=number("tokens_per_frame", TOKENS_PER_FRAME) if vision_size else 0,
         bos_id=number("bos_token_id", Vocab.bos_id),
         eos_id=number("eos_token_id", Vocab.eos_id),
     )
@@ -209,3 +210,27 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
             **optional,
         }
     )
+
+
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """A configuration as LWM's code has it; two keys that it does not know say what its code has fixed."""
+    vocab = config.vocab
+    vision = {
+        "vision_vocab_size": vocab.vision_size,
+        "spare_vision_ids": vocab.vision_size - vocab.num_codes,
+        "tokens_per_frame": vocab.tokens_per_frame,
+    }
+    return {
+        "vocab_size": vocab.text_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "max_sequence_length": config.max_context,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": False,
+        "theta": config.rope_theta,
+        "bos_token_id": vocab.bos_id,
+        "eos_token_id": vocab.eos_id,
+        **(vision if vocab.vision_size else {}),
+    }

@@ -1,4 +1,4 @@
-"""The model directory: what a model is, its tensors and its tokenizer, ready to load onto any mesh.
+"""The model directory: what a model is, its tensors and its tokenizer. `weights.load` opens it and others.
 
     config.json          the fields of `ModelConfig`, the vocabulary as a block of its own
     model.safetensors    the tensors, named by their path in the parameter tree: `layers.query`, `final_norm`, ...
@@ -8,50 +8,28 @@ Beyond 5 GB the tensors are split into `model-00001-of-00003.safetensors`, ... w
 Hugging Face has it.
 """
 
-import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from lwm.core.errors import UserError
-from lwm.core.files import write_json
-from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name, shardings, tensor_name
-from lwm.data.tokenizer import SPECIAL_TOKEN_FILES, TOKENIZER_FILES, Tokenizer, has_tokenizer, load_tokenizer
+from lwm.core.files import read_json, write_json
+from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name
+from lwm.data.tokenizer import SPECIAL_TOKEN_FILES, TOKENIZER_FILES
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import Transformer, declare
 from lwm.weights.codec_store import copy_codec
+from lwm.weights.tensor_files import INDEX, Outgoing, TensorFiles, write_tensors
+from lwm.weights.tensors import InMemory, Tensors, pieces
 
 CONFIG = "config.json"
-TENSORS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 MODEL_TYPE = "lwm"
-MAX_SHARD_BYTES = 5 * 10**9
-
-#: models that come with the package, by name, and the directories they are in
-EMBEDDED = {"nano": Path(str(resources.files("lwm").joinpath("nano", "weights")))}
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in memory: its parameters lie on `mesh`."""
-
-    config: ModelConfig
-    params: Transformer
-    #: None if the directory holds none: such a model reads and writes ids only
-    tokenizer: Tokenizer | None
-    directory: Path
-    mesh: Mesh
 
 
 def save_model(
@@ -66,9 +44,23 @@ def save_model(
 
     `codec` is a directory whose codec goes with the model.
 
-    Everything is written beside the target first. A new directory then appears by one rename; in a directory that
-    holds an older model the files are replaced with `config.json` going first and coming last, so that a crash
-    leaves something that is visibly not a model.
+    Raises:
+        UserError: as `new_directory`.
+    """
+    tensors = InMemory(named_leaves(params))
+    with new_directory(directory) as written:
+        write_model(written, config, tensors, tokenizer_file, dtype)
+        if codec is not None:
+            copy_codec(codec, written)
+    return Path(directory).absolute()
+
+
+@contextmanager
+def new_directory(directory: Path | str) -> Iterator[Path]:
+    """A directory to write a model to, which takes its place when it is whole: at the end of the block.
+
+    It appears by one rename. Where an older model of ours is, its files are replaced with `config.json` going first
+    and coming last, so that a crash leaves something that is visibly not a model.
 
     Raises:
         UserError: the directory cannot be written, or holds something that is not one of our models.
@@ -80,16 +72,13 @@ def save_model(
         with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
             written = Path(scratch) / directory.name
             written.mkdir()
-            _write(written, config, params, tokenizer_file, jnp.dtype(dtype))
-            if codec is not None:
-                copy_codec(codec, written)
+            yield written
             if directory.exists():
                 _replace(directory, written)
             else:
                 written.rename(directory)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"cannot write the model to {directory}: {error}") from None
-    return directory
 
 
 def _require_ours(directory: Path) -> None:
@@ -98,7 +87,7 @@ def _require_ours(directory: Path) -> None:
     if not directory.exists() or not (taken := sorted(_model_files(directory))):
         return
     try:
-        read_config(directory)
+        read_own_config(directory)
     except UserError:
         raise UserError(
             f"{directory} already holds {taken[0].name}, which is not part of a model of ours: choose another directory"
@@ -113,21 +102,24 @@ def _model_files(directory: Path) -> list[Path]:
     ]
 
 
-def _write(directory: Path, config: ModelConfig, params: Transformer, tokenizer: Path | None, dtype: np.dtype) -> None:
-    shards = _plan_shards(named_leaves(params), dtype)
-    for file, tensors in shards.items():
-        save_file({name: np.asarray(leaf).astype(dtype, order="C") for name, leaf in tensors.items()}, directory / file)
-    if len(shards) > 1:
-        weight_map = {name: file for file, tensors in shards.items() for name in tensors}
-        write_json(directory / INDEX, {"metadata": {}, "weight_map": weight_map})
-    if tokenizer is not None:
-        _copy_tokenizer(tokenizer, directory)
+def write_model(
+    directory: Path,
+    config: ModelConfig,
+    tensors: Tensors,
+    tokenizer_file: Path | None,
+    dtype: str,
+) -> None:
+    """Write a model's files into an empty directory, layer by layer (see `new_directory`)."""
+    order = shapes_by_name(abstract(declare(config), jnp.float32))
+    outgoing = {name: Outgoing(shape, partial(pieces, tensors, name)) for name, shape in order.items()}
+    write_tensors(directory, outgoing, jnp.dtype(dtype))
+    if tokenizer_file is not None:
+        copy_tokenizer(tokenizer_file, directory)
     write_json(directory / CONFIG, {"model_type": MODEL_TYPE, **config.to_json()})
-    for file in shards:  # the library keeps them from everybody else, whatever the umask says
-        shutil.copymode(directory / CONFIG, directory / file)
 
 
-def _copy_tokenizer(file: Path, directory: Path) -> None:
+def copy_tokenizer(file: Path, directory: Path) -> None:
+    """Put a tokenizer, and the files that name its special tokens, into a directory."""
     hugging_face, sentencepiece = TOKENIZER_FILES
     if file.suffix == ".model":
         shutil.copyfile(file, directory / sentencepiece)
@@ -138,22 +130,6 @@ def _copy_tokenizer(file: Path, directory: Path) -> None:
             shutil.copyfile(file.parent / name, directory / name)
 
 
-def _plan_shards(leaves: dict[str, jax.Array], dtype: np.dtype) -> dict[str, dict[str, jax.Array]]:
-    """Which file holds which tensors: in order, a new file where the next tensor would exceed `MAX_SHARD_BYTES`."""
-    groups: list[dict[str, jax.Array]] = [{}]
-    held = 0
-    for name, leaf in leaves.items():
-        size = leaf.size * dtype.itemsize
-        if groups[-1] and held + size > MAX_SHARD_BYTES:
-            groups.append({})
-            held = 0
-        groups[-1][name] = leaf
-        held += size
-    if len(groups) == 1:
-        return {TENSORS: groups[0]}
-    return {f"model-{place:05}-of-{len(groups):05}.safetensors": group for place, group in enumerate(groups, 1)}
-
-
 def _replace(directory: Path, written: Path) -> None:
     for path in sorted(_model_files(directory), key=lambda path: path.name != CONFIG):
         path.unlink()
@@ -161,40 +137,13 @@ def _replace(directory: Path, written: Path) -> None:
         os.replace(path, directory / path.name)
 
 
-def load_model(name_or_directory: str | Path, mesh: Mesh, dtype: str = "float32") -> LoadedModel:
-    """Read a model directory, or a model of this package by name ("nano"), and place it on `mesh`.
-
-    Each device's share of each tensor is read and converted by itself: the host never holds the model.
+def read_own_config(directory: Path) -> ModelConfig:
+    """What a model of ours computes, from its `config.json` alone.
 
     Raises:
-        UserError: no such directory or file, not a model directory, a config with a field missing or wrong, a broken
-            or incomplete safetensors file, a tensor that is missing, unknown or of another shape, a tokenizer with
-            more ids than the model, a mesh that does not divide the tensors.
+        UserError: not a model directory of ours, or a field missing or wrong.
     """
-    directory, config = locate(name_or_directory), read_config(name_or_directory)
-    tokenizer = _read_tokenizer(directory, config)
-    files = _open_tensors(directory)
-    wanted = abstract(declare(config), jnp.dtype(dtype))
-    stored_shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}
-    require_same_shapes(str(directory), stored_shapes, f"its {CONFIG}", shapes_by_name(wanted))
-
-    def read(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, placed: NamedSharding) -> jax.Array:
-        name = tensor_name(path)
-        stored = files[name].get_slice(name)
-        return jax.make_array_from_callback(leaf.shape, placed, lambda index: stored[index].astype(leaf.dtype))
-
-    params = jax.tree.map_with_path(read, wanted, shardings(declare(config), mesh))
-    return LoadedModel(config, params, tokenizer, directory, mesh)
-
-
-def read_config(name_or_directory: str | Path) -> ModelConfig:
-    """What a model computes, from its `config.json` alone.
-
-    Raises:
-        UserError: no such directory, not a model directory, or a field missing or wrong.
-    """
-    directory = locate(name_or_directory)
-    values = _read_json(directory / CONFIG, f"{directory} is not a model directory")
+    values = read_json(directory / CONFIG, f"{directory} is not a model directory")
     if values.pop("model_type", None) != MODEL_TYPE:
         raise UserError(f"{directory / CONFIG} is not that of a model of ours: its model_type is not {MODEL_TYPE!r}")
     try:
@@ -203,56 +152,14 @@ def read_config(name_or_directory: str | Path) -> ModelConfig:
         raise UserError(f"{directory / CONFIG}: {error}") from None
 
 
-def locate(name_or_directory: str | Path) -> Path:
-    """The directory of a model, or of an embedded one by name.
+def open_own_tensors(directory: Path, config: ModelConfig) -> Tensors:
+    """The tensors of a model directory of ours.
 
     Raises:
-        UserError: there is none.
+        UserError: a broken or incomplete file, a tensor that is missing, unknown or of another shape.
     """
-    directory = EMBEDDED.get(str(name_or_directory), Path(name_or_directory))
-    if not os.path.isdir(directory):
-        known = ", ".join(EMBEDDED)
-        raise UserError(f"no model at {directory}: give a model directory, or the name of an embedded model ({known})")
-    return directory
-
-
-def _read_json(path: Path, when_missing: str) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{when_missing}: it has no {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"cannot read {path}: it is not a JSON object")
-    return values
-
-
-def _read_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer | None:
-    if not has_tokenizer(directory):
-        return None
-    tokenizer = load_tokenizer(directory)
-    if tokenizer.size > config.vocab.text_size:
-        raise UserError(
-            f"the tokenizer in {directory} does not match its model: "
-            f"it has {tokenizer.size} ids, the model {config.vocab.text_size} text ids"
-        )
-    return tokenizer
-
-
-def _open_tensors(directory: Path) -> dict[str, Any]:
-    """The open safetensors file of each tensor name."""
-    names = [TENSORS]
-    if not (directory / TENSORS).exists():
-        index = _read_json(directory / INDEX, f"{directory} has no {TENSORS}")
-        if not isinstance(weight_map := index.get("weight_map"), dict):
-            raise UserError(f"{directory / INDEX} has no weight_map")
-        names = sorted(set(map(str, weight_map.values())))
-    opened: dict[str, Any] = {}
-    for name in names:
-        try:
-            file = safe_open(directory / name, framework="numpy")
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read the tensors in {directory / name}: {error}") from None
-        opened |= dict.fromkeys(file.keys(), file)
-    return opened
+    stored = TensorFiles(directory)
+    wanted = shapes_by_name(abstract(declare(config), jnp.float32))
+    found = {name: spec.shape for name, spec in stored.specs.items()}
+    require_same_shapes(str(directory), found, f"its {CONFIG}", wanted)
+    return stored

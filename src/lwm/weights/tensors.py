@@ -43,7 +43,7 @@ class Tensors(Protocol):
         ...
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """Part of a tensor, in our layout and its stored dtype.
+        """Part of a tensor, in our layout and its stored dtype; slices have a start and a stop, and no step.
 
         Raises:
             UserError: the file is not what it said it was.
