@@ -15,7 +15,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 LARGE_FILE_BYTES = 256 * 1024
 MAX_LARGE_BYTES = 16 * 1024 * 1024
-PYTHON = re.compile(r"(src|tests|benchmarks)/.*\.py")
+PYTHON = re.compile(r"(src|tests|benchmarks|examples)/.*\.py")
 SOURCE = re.compile(r"src/.*\.py")
 ANY = re.compile(r".*")
 #: the one that lets a pickle build arrays and nothing else, and its tests, which write hostile ones
