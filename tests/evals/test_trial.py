@@ -4,8 +4,10 @@ from dataclasses import replace
 import pytest
 
 from lwm.core.errors import UserError
+from lwm.core.vocab import Vocab
 from lwm.evals.haystack import Haystack
 from lwm.evals.trial import LENGTH_TOLERANCE, Cell, build_trial
+from lwm.infer.chat_format import LWMChat
 from lwm.infer.prompts import NEEDLE_CITIES
 
 ANSWER_TOKENS = 32
@@ -17,7 +19,8 @@ def haystack(haystack_file, tokenizer):
 
 
 def build(haystack, tokenizer, cell, **options):
-    return build_trial(cell, haystack, tokenizer, **({"seed": 7, "answer_tokens": ANSWER_TOKENS} | options))
+    chat = LWMChat(tokenizer, Vocab(tokenizer.size))
+    return build_trial(cell, haystack, chat, **({"seed": 7, "answer_tokens": ANSWER_TOKENS} | options))
 
 
 def test_a_single_needle_prompt_is_lwms_to_the_letter(haystack, tokenizer):

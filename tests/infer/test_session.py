@@ -9,6 +9,7 @@ import pytest
 import lwm
 from lwm.core.errors import UserError
 from lwm.infer import prompts
+from lwm.infer.chat_format import Question
 from lwm.infer.commands import ChatConfig, GenerateTextConfig, generate_text, open_session
 from lwm.infer.engine import Engine
 from lwm.infer.session import Session, TextStream
@@ -60,7 +61,7 @@ def test_a_remembered_conversation_that_fills_the_context(model: LoadedModel, en
     session = Session(model, engine, max_new_tokens=480, remember=True)
     with pytest.raises(UserError, match=r"prompt is \d+ tokens long, .* room for 544: shorten the question"):
         session.ask("Who? " * 100)
-    session._last_turn = ((prompts.chat("Who? " * 60),), ("The rain. " * 20,))
+    session._turns = [(Question("Who? " * 60), ("The rain. " * 20,))]
     with pytest.raises(UserError, match=r"conversation is \d+ tokens long, .* room for 544: start a new one"):
         session.ask("Who?")
 

@@ -12,8 +12,13 @@ import tokenizers
 from lwm.core.errors import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG = (
+    "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
 #: Beside a `tokenizer.json` they say which tokens begin and end a text.
-SPECIAL_TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+SPECIAL_TOKEN_FILES = (TOKENIZER_CONFIG, "special_tokens_map.json")
+#: All that goes where a `tokenizer.json` goes.
+COMPANION_FILES = (*SPECIAL_TOKEN_FILES, CHAT_TEMPLATE, GENERATION_CONFIG)
 
 #: Looked for, in this order, when the files beside a `tokenizer.json` do not name its special tokens.
 BOS_NAMES = ("<s>", "<|bos|>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|endoftext|>")
@@ -47,6 +52,7 @@ class HuggingFaceTokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # the Rust library raises plain Exception
             raise UserError(f"{file} is not a readable Hugging Face tokenizer: {error}") from error
+        self.file = file
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1  # ids may have gaps
@@ -60,15 +66,19 @@ class HuggingFaceTokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def _special_id(self, file: Path, key: str, names: tuple[str, ...]) -> int | None:
-        stated = _stated_token(file.parent, key)
+        stated = stated_token(file.parent, key)
         for name in (stated,) if stated is not None else names:
             if (token_id := self._tokenizer.token_to_id(name)) is not None:
                 return token_id
         return None
 
 
-def _stated_token(directory: Path, key: str) -> str | None:
-    """The special token that the files published beside a `tokenizer.json` name."""
+def stated_token(directory: Path, key: str) -> str | None:
+    """The special token (`bos_token`, ...) that the files published beside a `tokenizer.json` name.
+
+    Raises:
+        UserError: such a file does not parse, or names something other than a token.
+    """
     for name in SPECIAL_TOKEN_FILES:
         file = directory / name
         if not file.is_file():
@@ -95,6 +105,7 @@ class SentencePieceTokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=content or b"empty")
         except (RuntimeError, OSError) as error:
             raise UserError(f"{file} is not a readable sentencepiece model") from error
+        self.file = file
         self.size = self._processor.get_piece_size()
         self.bos_id = self._if_present(self._processor.bos_id())
         self.eos_id = self._if_present(self._processor.eos_id())

@@ -9,6 +9,7 @@ DIR then holds `results.json` (LWM's fields, a row for each cell), `summary.json
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, product
 from pathlib import Path
 
@@ -21,11 +22,14 @@ from lwm.evals.lengths import parse_lengths
 from lwm.evals.needle_report import NeedleReport
 from lwm.evals.score import fraction_found
 from lwm.evals.trial import Cell, Trial, build_trial
+from lwm.infer.chat_format import ChatFormat, chat_format
 from lwm.infer.engine import Engine
-from lwm.infer.prompts import NEEDLE_CITIES, stop_ids
+from lwm.infer.prompts import NEEDLE_CITIES
 from lwm.infer.session import require_tokenizer
 from lwm.weights.load import LoadedModel
 
+#: the files of a model directory that its answers depend on, by their endings
+_FINGERPRINTED = (".safetensors", ".json", ".model", ".jinja")
 #: told (cells done, cells in all, the row just finished)
 OnCell = Callable[[int, int, Row], None]
 
@@ -113,12 +117,17 @@ class NeedleTask:
     needles: int = 1
     retrieve: int = 1
 
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """How the model is asked."""
+        return chat_format(self.tokenizer, self.engine.config.vocab)
+
     def trial(self, cell: Cell) -> Trial:
         """What is asked in a cell."""
         return build_trial(
             cell,
             self.haystack,
-            self.tokenizer,
+            self.chat,
             seed=self.seed,
             answer_tokens=self.answer_tokens,
             needles=self.needles,
@@ -128,8 +137,8 @@ class NeedleTask:
     def run(self, cells: Sequence[Cell]) -> list[Row]:
         """Ask the model, all cells in one batch, greedily."""
         trials = [self.trial(cell) for cell in cells]
-        stops = stop_ids(self.tokenizer)
-        answers = self.engine.generate([trial.prompt for trial in trials], self.answer_tokens, stop_ids=stops)
+        asked = [trial.prompt for trial in trials]
+        answers = self.engine.generate(asked, self.answer_tokens, stop_ids=self.chat.stop_ids)
         return [_row(trial, self.tokenizer.decode(ids)) for trial, ids in zip(trials, answers, strict=True)]
 
 
@@ -184,7 +193,7 @@ def _settings(config: NeedleConfig, model: LoadedModel, engine: Engine, haystack
 def fingerprint(directory: Path) -> str:
     """Changes when a model is replaced; of large files only the two ends are read."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in directory.iterdir() if path.suffix in (".safetensors", ".json", ".model")):
+    for path in sorted(path for path in directory.iterdir() if path.suffix in _FINGERPRINTED):
         with open(path, "rb") as file:
             digest.update(file.read(1 << 20))
             file.seek(max(0, path.stat().st_size - (1 << 20)))

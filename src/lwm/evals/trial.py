@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lwm.core.errors import UserError
-from lwm.data.tokenizer import Tokenizer
 from lwm.evals.haystack import Haystack
-from lwm.infer.prompts import NEEDLE_CITIES, encode, needle, needle_prompt
+from lwm.infer.chat_format import ChatFormat
+from lwm.infer.prompts import NEEDLE_CITIES, needle
 
 Prompt = tuple[str, tuple[int, ...]]  # the text and its ids
 
@@ -51,7 +51,7 @@ class Trial:
 def build_trial(
     cell: Cell,
     haystack: Haystack,
-    tokenizer: Tokenizer,
+    chat: ChatFormat,
     *,
     seed: int,
     answer_tokens: int,
@@ -78,8 +78,8 @@ def build_trial(
     def prompt(context_tokens: float) -> tuple[str, tuple[int, ...]]:
         sentences = [needle(city, number) for city, number in zip(cities, numbers, strict=True)]
         context = hide(haystack, start, context_tokens, sentences, depths)
-        text = needle_prompt(context, cities[:retrieve], needles)
-        return text, tuple(encode(tokenizer, text))
+        text = chat.needle_prompt(context, cities[:retrieve], needles)
+        return text, tuple(chat.encode((text,)))
 
     text, ids = _fit(prompt, cell.context_length, answer_tokens)
     return Trial(cell, own_seed, tuple(cities[:retrieve]), tuple(numbers[:retrieve]), text, ids)

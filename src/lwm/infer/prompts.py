@@ -101,13 +101,16 @@ def needle_prompt(context: str, cities: Sequence[str], num_needles: int = 1) -> 
 
     Both end with a space, which LWM's chat prompts do not.
     """
+    return f"{document_head(context)} {needle_question(cities, num_needles)} ASSISTANT: "
+
+
+def needle_question(cities: Sequence[str], num_needles: int = 1) -> str:
+    """What follows the context in `needle_prompt`."""
     if max(len(cities), num_needles) == 1:
-        return document(context, f"What is the special magic {cities[0]} number?") + " "
+        return f"What is the special magic {cities[0]} number? {SHORT_ANSWER}"
     if len(cities) == 1:
-        question = f"What is the special magic number for {cities[0]}?"
-    else:
-        question = f"What are the special magic numbers for {', '.join(cities[:-1])}, and {cities[-1]}?"
-    return f"{document_head(context)} {question} {ALL_ANSWERS} ASSISTANT: "
+        return f"What is the special magic number for {cities[0]}? {ALL_ANSWERS}"
+    return f"What are the special magic numbers for {', '.join(cities[:-1])}, and {cities[-1]}? {ALL_ANSWERS}"
 
 
 def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -19,6 +19,7 @@ from lwm.core.mesh import MeshShape, make_mesh
 from lwm.data.tokenizer import Tokenizer
 from lwm.data.vision import FrameIds
 from lwm.infer import prompts
+from lwm.infer.chat_format import Question, Turn, chat_format
 from lwm.infer.engine import Engine, State
 from lwm.infer.prompts import FrameCodes, Prompt
 from lwm.infer.sampling import Sampling
@@ -80,7 +81,7 @@ class Session:
     it. An answer never depends on what the session happens to have read already.
 
     Raises:
-        UserError: the model has no tokenizer, or no room for such long answers.
+        UserError: the model has no tokenizer, a chat template that cannot be read, or no room for such long answers.
     """
 
     model: LoadedModel
@@ -93,13 +94,14 @@ class Session:
 
     def __post_init__(self) -> None:
         self.tokenizer = require_tokenizer(self.model)
+        self._format = chat_format(self.tokenizer, self.model.config.vocab)
         #: tokens of the longest prompt
         self._room = prompt_room(self.model, self.max_new_tokens)
         self._document: str | None = None
         #: pictures and videos that the next question is about
         self._media: list[FrameCodes] = []
-        #: with `remember`, the last prompt and its answer
-        self._last_turn: tuple[Prompt, Prompt] | None = None
+        #: with `remember`, the conversation so far
+        self._turns: list[Turn] = []
         #: what `_kept` has read; the buffers are in `_newest`, which came from it
         self._kept_ids: list[int] = []
         self._kept: State | None = None
@@ -127,8 +129,7 @@ class Session:
             document = cut(self.tokenizer, document, room, truncate)
         self.forget()
         self._document = document
-        ids = prompts.encode(self.tokenizer, prompts.document_head(document))
-        self._keep(ids)
+        self._keep(self._format.encode(self._format.document_head(document)))
         return Reading(min(document_tokens, room), document_tokens, time.perf_counter() - began)
 
     def look(self, frames: FrameCodes) -> None:
@@ -150,10 +151,10 @@ class Session:
         """
         if not question.strip():
             raise UserError("the question is empty")
-        prompt = self._prompt(question)
-        ids = prompts.encode_prompt(self.tokenizer, self.model.config.vocab, prompt)
+        asked = Question(question, None if self._turns else self._document, tuple(self._media))
+        ids = self._format.encode(self._format.prompt(asked, self._turns))
         if len(ids) > self._room:
-            if self._last_turn is not None:
+            if self._turns:
                 raise too_long("the conversation", len(ids), self._room, "start a new one, or ask without --remember")
             raise too_long("the prompt", len(ids), self._room, "shorten the question")
         # At least the last id is read, for it gives the scores of the first token of the answer.
@@ -165,7 +166,7 @@ class Session:
             raise
         self._media = []
         if self.remember:
-            self._last_turn = (prompt, answer.pieces)
+            self._turns.append((asked, answer.pieces))
             self._kept, self._kept_ids = self._newest, ids + tokens
         return answer
 
@@ -181,17 +182,8 @@ class Session:
 
     def forget(self) -> None:
         """Drop the document and the conversation."""
-        self._document = self._last_turn = self._kept = self._newest = None
-        self._kept_ids, self._media = [], []
-
-    def _prompt(self, question: str) -> Prompt:
-        if self._last_turn is not None:
-            return prompts.next_turn(*self._last_turn, question, self._media)
-        if self._media:
-            return prompts.about_frames(question, self._media)
-        if self._document is not None:
-            return (prompts.document(self._document, question),)
-        return (prompts.chat(question),)
+        self._document = self._kept = self._newest = None
+        self._kept_ids, self._media, self._turns = [], [], []
 
     def _complete(self, ids: list[int], shared: int, on_text: OnText | None) -> tuple[Answer, list[int]]:
         vocab, began = self.model.config.vocab, time.perf_counter()
@@ -202,7 +194,7 @@ class Session:
         stream = None if on_text is None else TextStream(self.tokenizer, vocab.text_size, on_text)
         began = time.perf_counter()
         (tokens,), self._newest = self.engine.decode(
-            state, self.max_new_tokens, self.sampling, prompts.stop_ids(self.tokenizer), self.seed, stream
+            state, self.max_new_tokens, self.sampling, self._format.stop_ids, self.seed, stream
         )
         if stream is not None:
             stream.end()

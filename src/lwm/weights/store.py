@@ -2,7 +2,7 @@
 
     config.json          the fields of `ModelConfig`, the vocabulary as a block of its own
     model.safetensors    the tensors, named by their path in the parameter tree: `layers.query`, `final_norm`, ...
-    tokenizer.json       with the files beside it that name its special tokens, if there are any; or tokenizer.model
+    tokenizer.json       with the files beside it that name its special tokens or how it is asked; or tokenizer.model
 
 Beyond 5 GB the tensors are split into `model-00001-of-00003.safetensors`, ... with `model.safetensors.index.json` as
 Hugging Face has it.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from lwm.core.errors import UserError
 from lwm.core.files import read_json, write_json
 from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name
-from lwm.data.tokenizer import SPECIAL_TOKEN_FILES, TOKENIZER_FILES
+from lwm.data.tokenizer import COMPANION_FILES, TOKENIZER_FILES
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import Transformer, declare
 from lwm.weights.codec_store import copy_codec
@@ -98,7 +98,7 @@ def _model_files(directory: Path) -> list[Path]:
     return [
         path
         for path in directory.iterdir()
-        if path.name in (CONFIG, INDEX, *TOKENIZER_FILES, *SPECIAL_TOKEN_FILES) or path.match("model*.safetensors")
+        if path.name in (CONFIG, INDEX, *TOKENIZER_FILES, *COMPANION_FILES) or path.match("model*.safetensors")
     ]
 
 
@@ -125,7 +125,7 @@ def copy_tokenizer(file: Path, directory: Path) -> None:
         shutil.copyfile(file, directory / sentencepiece)
         return
     shutil.copyfile(file, directory / hugging_face)
-    for name in SPECIAL_TOKEN_FILES:
+    for name in COMPANION_FILES:
         if (file.parent / name).is_file():
             shutil.copyfile(file.parent / name, directory / name)
 

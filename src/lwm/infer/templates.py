@@ -1,0 +1,144 @@
+"""A model's own chat template: the words and marks it was taught to expect around what is said, written in Jinja.
+
+It is rendered as `transformers` renders it. A template is a program of whoever made the model: it runs in Jinja's
+sandbox, which lets it put texts together and nothing else.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lwm.core.errors import UserError
+from lwm.data.tokenizer import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER_CONFIG, stated_token
+
+#: what is said and by whom: {"role": "user", "content": "Why?"}
+Message = Mapping[str, str]
+#: that a template may write, by the names it has for them
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class ChatTemplate:
+    """A template and the special tokens it writes. `origin`: the file it is from.
+
+    Raises:
+        UserError: it is not a Jinja template.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str], origin: Path) -> None:
+        self._special_tokens, self._origin = dict(special_tokens), origin
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _now}
+        try:
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"the chat template in {origin} is not one that Jinja can read: {error.message} (line {error.lineno})"
+            ) from None
+        except RecursionError:
+            raise UserError(f"the chat template in {origin} is not one that Jinja can read: it is too deep") from None
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The text a model reads: by default up to where its answer begins.
+
+        Raises:
+            UserError: the template refuses these messages, or fails.
+        """
+        said = [dict(message) for message in messages]
+        known = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        try:
+            return self._template.render(messages=said, **known, **self._special_tokens)
+        except TemplateError as error:
+            raise UserError(f"the chat template in {self._origin} refuses what is said: {error.message}") from None
+        except Exception as error:  # a program: it may divide by zero
+            raise UserError(f"the chat template in {self._origin} fails: {type(error).__name__}: {error}") from None
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what a model is trained to say; reading is not changed by it."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """Jinja's own would write `<` as HTML wants it."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def read_template(directory: Path) -> ChatTemplate | None:
+    """The template beside a tokenizer, if there is one: in a file of its own, or else in its configuration.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    origin = directory / CHAT_TEMPLATE
+    try:
+        source = origin.read_text(encoding="utf-8") if origin.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the chat template {origin}: {error}") from None
+    if source is None:
+        origin = directory / TOKENIZER_CONFIG
+        source = _default(_read_object(origin).get("chat_template"), origin)
+    if source is None:
+        return None
+    tokens = {name: stated_token(directory, name) for name in _SPECIAL_TOKENS}
+    return ChatTemplate(source, {name: token for name, token in tokens.items() if token is not None}, origin)
+
+
+def _default(stated: Any, origin: Path) -> str | None:
+    """Some models have several templates by name."""
+    if isinstance(stated, list):
+        named = [each.get("template") for each in stated if isinstance(each, dict) and each.get("name") == "default"]
+        stated = named[0] if named else None
+    if stated is not None and not isinstance(stated, str):
+        raise UserError(f"{origin}: chat_template is not a text")
+    return stated
+
+
+def turn_ends(directory: Path) -> tuple[int, ...]:
+    """The ids at which the model's makers stop it: of the end of a text, of a turn, or both; none if nothing is said.
+
+    Raises:
+        UserError: the file that says it cannot be read.
+    """
+    file = directory / GENERATION_CONFIG
+    stated = _read_object(file).get("eos_token_id")
+    ends = stated if isinstance(stated, list) else [stated]
+    if stated is None:
+        return ()
+    if not all(type(token) is int and token >= 0 for token in ends):
+        raise UserError(f"{file}: eos_token_id is {stated!r}, and should be an id or a list of ids")
+    return tuple(ends)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        values = json.loads(file.read_bytes())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is not a readable JSON object: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} is not a readable JSON object")
+    return values
