@@ -18,7 +18,7 @@ from lwm.core.params import init_sharded
 from lwm.core.vocab import Vocab
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import Transformer, declare
-from lwm.weights import store
+from lwm.weights import tensor_files
 from lwm.weights.load import load_model
 from lwm.weights.store import save_model
 
@@ -102,7 +102,7 @@ def test_each_device_holds_its_share(saved: Path, params: Transformer) -> None:
 def test_shards_beyond_the_limit(
     tmp_path: Path, params: Transformer, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "MAX_SHARD_BYTES", 1500)
+    monkeypatch.setattr(tensor_files, "MAX_SHARD_BYTES", 1500)
     directory = save_model(tmp_path / "model", CONFIG, params, None, "float32")
     files = sorted(path.name for path in directory.glob("*.safetensors"))
     assert len(files) > 1 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
@@ -150,15 +150,18 @@ BREAKAGES = {
     "no config": (lambda path: (path / "config.json").unlink(), r"not a model directory: it has no config\.json"),
     "broken config": (lambda path: (path / "config.json").write_text("{"), r"cannot read .*config\.json"),
     "a list as config": (lambda path: (path / "config.json").write_text("[]"), "not a JSON object"),
-    "another project": (lambda path: change_config(path, model_type="llama"), "model_type is not 'lwm'"),
+    "another project": (
+        lambda path: change_config(path, model_type="bert"),
+        "model_type is 'bert': known are llama, mistral, and lwm",
+    ),
     "unknown field": (lambda path: change_config(path, colour=1), r"config\.json: .*unknown field 'colour'"),
     "wrong field": (lambda path: change_config(path, num_layers="two"), r"config\.json: .*num_layers='two'"),
     "no tensors": (lambda path: (path / "model.safetensors").unlink(), r"has no model\.safetensors"),
     "broken tensors": (lambda path: (path / "model.safetensors").write_bytes(b"x" * 99), "cannot read the tensors"),
     "missing": (lambda path: break_tensors(path, final_norm=None), "final_norm is missing"),
-    "extra": (lambda path: break_tensors(path, head=np.ones(3)), "head is not a tensor of this model"),
+    "extra": (lambda path: break_tensors(path, head=np.ones(3, np.float32)), "head is not a tensor of this model"),
     "misshapen": (
-        lambda path: break_tensors(path, final_norm=np.ones(9)),
+        lambda path: break_tensors(path, final_norm=np.ones(9, np.float32)),
         r"final_norm has shape \(9,\) and should have \(8,\)",
     ),
     "tokenizer": (

@@ -90,7 +90,8 @@ class Engine:
     config: ModelConfig
     compute: Compute
     mesh: Mesh
-    #: most tokens a row reads at a time; bounds the memory of reading, does not change results
+    #: most tokens a row reads at a time; bounds the memory of reading, does not change results, but for a model of
+    #: dynamic rotary scaling beyond its trained length (`model.rope.rotary_angles`)
     prefill_chunk: int = 2048
     #: the ids that open a frame in the model's own text; none: frames come only where a prompt has opened one
     opening: tuple[int, ...] = ()

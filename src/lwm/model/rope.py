@@ -194,20 +194,22 @@ def rotary_angles(
     a segment: distances between its tokens stay exact.
     """
     turns = rotary_frequencies(head_width, theta, scaling) / (2 * np.pi) * 2.0**32
-    coarse = np.floor(turns)
-    static = coarse.astype(np.uint32), (turns - coarse).astype(np.float32)
+    whole = np.floor(turns)
+    coarse, remainder = whole.astype(np.uint32), (turns - whole).astype(np.float32)
     if not isinstance(scaling, DynamicScaling):
-        return _angles(mask.query_positions, *static)
+        return _angles(mask.query_positions, coarse, remainder)
     trained = scaling.original_max_position_embeddings
     excess = jnp.maximum(segment_lengths(mask) - trained, 0)[..., None]
     # theta * (1 + stretch) ** (h / (h - 2)) in the place of theta
     stretch = excess.astype(jnp.float32) * np.float32(scaling.factor / trained)
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width - 2)
     raised = turns.astype(np.float32) * jnp.exp(-exponents * jnp.log1p(stretch))
-    raised_coarse = jnp.floor(raised)
-    whole = jnp.where(excess > 0, raised_coarse.astype(jnp.uint32), static[0])
-    remainder = jnp.where(excess > 0, raised - raised_coarse, static[1])
-    return _angles(mask.query_positions, whole, remainder)
+    raised_whole, longer = jnp.floor(raised), excess > 0
+    return _angles(
+        mask.query_positions,
+        jnp.where(longer, raised_whole.astype(jnp.uint32), coarse),
+        jnp.where(longer, raised - raised_whole, remainder),
+    )
 
 
 def _angles(positions: Int[Array, "B T"], coarse: Any, remainder: Any) -> Float[Array, "B T h_half"]:

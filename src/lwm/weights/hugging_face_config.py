@@ -132,6 +132,8 @@ def _rotary(values: dict[str, Any], context: int) -> tuple[float, RopeScaling | 
     fields = {name: value for name, value in fields.items() if value is not None}
     if kind in ("dynamic", "yarn") and "original_max_position_embeddings" not in fields:
         fields["original_max_position_embeddings"] = values.get("original_max_position_embeddings", context)
+    if kind == "yarn" and isinstance(original := fields["original_max_position_embeddings"], int) and original > 0:
+        fields.setdefault("factor", context / original)
     return theta, scaling_from_json({"rope_type": kind, **fields}, "its rope_scaling")
 
 
