@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from lwm.core.errors import UserError
+from lwm.core.low_rank import Adapted, merge
 from lwm.core.mesh import LOGICAL_AXES, constrain, sharding
 
 Tree = TypeVar("Tree")
@@ -146,10 +147,12 @@ def gather(declaration: Tree, params: Tree, dtype: DTypeLike) -> Tree:
     They travel in `dtype` and arrive in the dtype they are stored in, for their users to narrow where they multiply:
     so the gradients of many uses (chunks of tokens, repeated ids) add up wide. Vectors are not rounded. The gradient
     goes back to the stored split, so that it is reduced and scattered in one step. A layer taken out of a stack lacks
-    the stack's leading axis; its declaration still has it.
+    the stack's leading axis; its declaration still has it. An adapted tensor arrives merged, and is merged before it
+    travels: each device adds up its own share, and the factors' gradients come from a gradient already scattered.
     """
 
-    def leaf(parameter: Parameter, array: jax.Array) -> jax.Array:
+    def leaf(parameter: Parameter, stored: jax.Array | Adapted) -> jax.Array:
+        array = merge(stored) if isinstance(stored, Adapted) else stored
         axes = parameter.axes[len(parameter.axes) - array.ndim :]
         return _gather(array, axes, jnp.dtype(dtype) if len(axes) > 1 else array.dtype)
 

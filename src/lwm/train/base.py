@@ -109,7 +109,7 @@ def require_same_run(run: BaseRun, stored: Mapping[str, Any]) -> None:
 def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """What must stay the same for a resumed run to be the same run; the loader compares the settings of its own."""
     identity = {"tokenizer": values.get("tokenizer_sha256")}
-    for block in ("model", "codec", "data"):
+    for block in ("model", "codec", "data", "lora"):
         held = values.get(block)
         fields = held.items() if isinstance(held, Mapping) else [("", held)]
         identity |= {f"{block}.{name}".rstrip("."): _without_places(value, name) for name, value in fields}

@@ -42,6 +42,11 @@ def starting_params(run: Run, mesh: Mesh) -> Transformer:
         return _load(source, run.model, mesh)
     if earlier.size < vocab.text_size:
         _require_same_pieces(earlier, run.tokenizer)
+    if run.lora.enabled:
+        raise UserError(
+            f"{run.init_from} has {earlier.size} ids and {run.name} {vocab.size}: adapters leave the embedding alone, "
+            "and new ids would stay as they are drawn; train all of the model, with --lora.rank 0"
+        )
     return _with_rows(_load(source, text_only(run.model, earlier.size), mesh), run, mesh, key)
 
 
@@ -55,11 +60,21 @@ class _TextModel:
 
 def _resolved(source: str) -> str | Path:
     """A run's checkpoints, else its finished model; a model's directory or name stays what it is."""
-    if source not in EMBEDDED:
-        for name in ("checkpoints", "model"):
-            directory = Path(source) / name
-            if saved_steps(directory) if name == "checkpoints" else os.path.isdir(directory):
-                return directory
+    checkpoints, model = Path(source) / "checkpoints", Path(source) / "model"
+    if source in EMBEDDED:
+        return source
+    if has_checkpoints := bool(saved_steps(checkpoints)):
+        with Checkpoints(checkpoints) as earlier:
+            has_adapters = earlier.config().get("lora") is not None
+        if not has_adapters:
+            return checkpoints
+    if os.path.isdir(model):
+        return model
+    if has_checkpoints:
+        raise UserError(
+            f"the run in {source} is not finished, and its checkpoints hold adapters alone: --resume it to its last "
+            "step, which makes a model of them"
+        )
     return source
 
 

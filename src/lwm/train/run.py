@@ -17,6 +17,7 @@ from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.packing import LongDocuments, Weighting
 from lwm.data.tokenizer import Tokenizer, tokenizer_file
 from lwm.model.config import Compute, ModelConfig
+from lwm.model.lora import LoraConfig
 from lwm.train.base import BaseRun
 from lwm.train.code_rows import read_features
 from lwm.weights.codec_store import has_codec, read_codec_config, require_same_codes
@@ -56,6 +57,8 @@ class Run(BaseRun):
     #: parameters to start from: another run's directory, a model directory, or the name of an embedded model;
     #: empty: one that is still to be named
     init_from: str | None = None
+    #: train low-rank adapters of the model to start from instead of all of it: give a rank
+    lora: LoraConfig = field(default_factory=LoraConfig)
     #: a directory with the codec of the records' frames, or the name of an embedded model: it goes into the finished
     #: model; left out, that of the model to start from
     codec: str | None = None
@@ -75,7 +78,8 @@ class Run(BaseRun):
     def described(self) -> dict[str, Any]:
         """Every field, resolved, and the tokenizer by what its file holds, wherever it lies."""
         digest = hashlib.sha256(tokenizer_file(self.tokenizer).read_bytes()).hexdigest()
-        return super().described() | {"tokenizer_sha256": digest}
+        values = super().described()
+        return values | {"tokenizer_sha256": digest, "lora": values["lora"] if self.lora.enabled else None}
 
 
 def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
@@ -99,6 +103,7 @@ def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
             f"the tokenizer {run.tokenizer} does not match the model: it has {tokenizer.size} ids, "
             f"the model {run.model.vocab.text_size} text ids"
         )
+    _require_adaptable(run)
     features_of(run)
     if (codec := codec_of(run)) is not None:
         require_same_codes(run.model.vocab, read_codec_config(codec))
@@ -106,6 +111,15 @@ def require_runnable(run: Run, tokenizer: Tokenizer) -> None:
             raise UserError(
                 f"the codec in {codec} has no tensors: name a directory that holds a whole one with --codec"
             )
+
+
+def _require_adaptable(run: Run) -> None:
+    if not run.lora.enabled:
+        return
+    if run.init_from is None:
+        raise UserError(f"lora.rank {run.lora.rank} adapts a model that is there: name it with --init-from")
+    if run.code_features is not None:
+        raise UserError("code_features move the rows of the embedding, which adapters leave alone: drop one of the two")
 
 
 def features_of(run: Run) -> Float[np.ndarray, "codes features"] | None:
