@@ -3,6 +3,7 @@
 A verb imports its own rooms when it is called, so that `lwm --help` and a mistyped verb answer at once.
 """
 
+import argparse
 import dataclasses
 import json
 import shlex
@@ -160,7 +161,7 @@ def train(arguments: Arguments) -> int:
     from lwm.train.codec_run import CodecRun
 
     name, *flags = arguments
-    run, start = parse(f"train {name}", flags, preset(name), Start())
+    run, start = parse(f"train {name}", flags, preset(name, _init_from(flags)), Start())
     if start.held_out_path is not None:
         if isinstance(run, CodecRun) or not isinstance(run.data, RecordData):
             raise UserError(f"--held-out-path is for runs that read records, and {name} makes its own examples")
@@ -173,6 +174,14 @@ def train(arguments: Arguments) -> int:
         return 128 + result.stopped_by
     show(f"{result.step} steps done; what was learned is in {result.directory / 'model'}")
     return 0
+
+
+def _init_from(flags: Arguments) -> str | None:
+    """The model that the flags name to start from, before they are read: it says what the others have as defaults."""
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("--init-from", "--init_from", nargs="?")
+    named: str | None = reader.parse_known_args(flags)[0].init_from
+    return named
 
 
 def _list_runs(asked: bool) -> int:

@@ -50,6 +50,18 @@ def starting_params(run: Run, mesh: Mesh) -> Transformer:
     return _with_rows(_load(source, text_only(run.model, earlier.size), mesh), run, mesh, key)
 
 
+def start_of(init_from: str) -> tuple[ModelConfig, str]:
+    """The config of the model that a run starts from, and where its tokenizer is; empty where it has none.
+
+    Raises:
+        UserError: there is no model, nor a finished run.
+    """
+    finished = Path(init_from) / "model"
+    source = finished if init_from not in EMBEDDED and os.path.isdir(finished) else init_from
+    directory = locate(source)
+    return read_config(source), str(directory) if has_tokenizer(directory) else ""
+
+
 @dataclass(frozen=True)
 class _TextModel:
     """A model without vision ids: how many it has of text, and its tokenizer, where that is known."""
