@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from lwm.cli.verb import VERBS, Arguments, Verb
 from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape
 from lwm.data.examples import RecordData
+from lwm.model.lora import LoraConfig
 from lwm.train import loop
 from lwm.train.run import Run
+from lwm.weights.store import read_config
 
 
 def test_help_names_every_verb_and_needs_no_jax() -> None:
@@ -60,6 +63,8 @@ def test_an_unfinished_line_is_answered_with_what_may_follow(
         (["train", "tiny", "--mesh", "pp=2"], "'pp=2'"),
         (["train", "tiny", "--steps", "0"], "steps must be at least 1"),
         (["train", "tiny", "--cpu-devices", "0"], "--cpu-devices 0"),
+        (["train", "fine-tune", "--init-from", "absent", "--data.path", "record.jsonl"], "no model at absent"),
+        (["train", "fine-tune-lora", "--data.path", "record.jsonl", "--lora.rank", "-1"], "lora.rank is -1"),
         (["train", "nano-256", "--held-out-path", "record.jsonl"], "nano-256 makes its own"),
         (["train", "tiny", "--data.path", "absent.jsonl", "--out", "made"], "absent.jsonl"),
         (["train", "tiny", "--data.path", "empty.jsonl", "--out", "made"], "empty.jsonl"),
@@ -160,6 +165,39 @@ def test_train_hands_the_changed_preset_on(mesh: str, monkeypatch: pytest.Monkey
     assert (run.data, run.held_out) == (RecordData("x.jsonl"), None)
     assert main(["train", "tiny", "--held-out-path", "y.jsonl", "--data.fields", "[a]", "b"]) == 0
     assert seen[1][0].held_out == RecordData("y.jsonl", fields=("[a]", "b"))
+
+
+@pytest.mark.parametrize("flags", [["--init-from", "model"], ["--init_from=model"]])
+def test_the_model_to_start_from_says_what_is_trained(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Run] = []
+
+    def fake(run: Run, resume: bool) -> loop.TrainResult:
+        seen.append(run)
+        return loop.TrainResult(run.out, run.steps, {}, None)
+
+    monkeypatch.setattr(loop, "train", fake)
+    monkeypatch.chdir(tmp_path)
+    shorter = replace(read_config("nano"), max_context=300)
+    Path("model").mkdir()
+    Path("model", "config.json").write_text(json.dumps({"model_type": "lwm", **shorter.to_json()}))
+    words = [
+        "train",
+        "fine-tune",
+        *flags,
+        "--data.path",
+        "x.jsonl",
+        "--lora.rank",
+        "8",
+        "--lora.targets",
+        "query",
+        "up",
+    ]
+    assert main(words) == 0
+    run = seen[0]
+    assert (run.model, run.seq_len, run.init_from) == (shorter, 300, "model")
+    assert run.lora == LoraConfig(rank=8, targets=("query", "up"))
 
 
 def test_a_run_that_was_stopped_says_how_to_go_on(

@@ -1,3 +1,5 @@
+import json
+import shutil
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -10,6 +12,7 @@ from lwm.data.examples import RecordData
 from lwm.presets import PRESETS, preset, presets
 from lwm.train.base import BaseRun
 from lwm.train.loop import train
+from lwm.weights.store import EMBEDDED, read_config
 
 #: paper, table 11: context, rope_theta, tokens, steps, warm-up, mesh
 STAGES = {
@@ -65,6 +68,22 @@ def test_the_first_text_stage_asks_for_the_model_that_it_starts_from(tmp_path: P
     with pytest.raises(UserError, match=r"text-32k starts from a model.*--init-from"):
         train(replace(run, mesh=MeshShape(1, -1, 1, 1)))
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["fine-tune", "fine-tune-lora"])
+def test_fine_tuning_takes_model_and_tokenizer_from_where_it_starts(name: str, tmp_path: Path):
+    nano = read_config("nano")
+    short = nano.to_json() | {"model_type": "lwm", "max_context": 512}
+    for directory in (tmp_path / "model", tmp_path / "run" / "model"):
+        directory.mkdir(parents=True)
+        (directory / "config.json").write_text(json.dumps(short))
+    shutil.copy(EMBEDDED["nano"] / "tokenizer.json", tmp_path / "model")
+    run, after_run, default = (preset(name, start) for start in (str(tmp_path / "model"), str(tmp_path / "run"), None))
+    assert run.model == after_run.model == replace(nano, max_context=512)
+    assert (run.seq_len, run.tokenizer, run.init_from) == (512, str(tmp_path / "model"), str(tmp_path / "model"))
+    assert (after_run.tokenizer, after_run.init_from) == ("", str(tmp_path / "run"))
+    assert (default.model, default.seq_len, default.init_from) == (nano, 2048, "nano")
+    assert (run.lora.rank, run.optimizer.learning_rate) == ((0, 2e-5) if name == "fine-tune" else (16, 2e-4))
 
 
 @pytest.mark.parametrize("name", presets())

@@ -352,7 +352,7 @@ def _vision_stage(
 
 
 #: runs whose model is taken from the one to start from
-FINE_TUNING: dict[str, Callable[[str], Run]] = {"fine-tune": fine_tune, "fine-tune-lora": fine_tune_lora}
+FINE_TUNING: dict[str, Callable[..., Run]] = {"fine-tune": fine_tune, "fine-tune-lora": fine_tune_lora}
 
 PRESETS: dict[str, Preset] = {
     "tiny": tiny,

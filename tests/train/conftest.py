@@ -6,16 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
 
+from lwm.core import params as declared
+from lwm.core.mesh import MeshShape, make_mesh
 from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
 from lwm.data.mixture import MixedData
 from lwm.model.config import ModelConfig
+from lwm.model.transformer import declare
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
+from lwm.weights.store import save_model
 
 MODEL = ModelConfig(
     vocab=Vocab(text_size=264, bos_id=256, eos_id=257),
@@ -73,6 +78,15 @@ def shared_run(world: Path) -> Run:
         eval_every=3,
         checkpoint_every=3,
     )
+
+
+@pytest.fixture(scope="session")
+def base(shared_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory to begin from, of random fp32 numbers. Not to be changed."""
+    directory = tmp_path_factory.mktemp("base") / "model"
+    with jax.set_mesh(mesh := make_mesh(MeshShape(), jax.devices()[:1])):
+        params = declared.init_sharded(declare(shared_run.model), jax.random.key(3), jnp.float32, mesh)
+        return save_model(directory, shared_run.model, params, Path(shared_run.tokenizer), "float32")
 
 
 @pytest.fixture(scope="session")

@@ -64,19 +64,11 @@ def scores(params, run: Run, batch: Batch):
 
 
 @pytest.fixture(scope="module")
-def base(shared_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory to begin from. Not to be changed."""
-    directory = tmp_path_factory.mktemp("base") / "model"
-    with jax.set_mesh(mesh := one_device()):
-        params = declared.init_sharded(declare(shared_run.model), jax.random.key(3), jnp.float32, mesh)
-        return save_model(directory, shared_run.model, params, Path(shared_run.tokenizer), "float32")
-
-
-@pytest.fixture(scope="module")
 def straight(shared_run: Run, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of six steps. Not to be changed."""
     out = tmp_path_factory.mktemp("straight") / "run"
-    run = replace(shared_run, lora=LORA, init_from=str(base), out=out, save_dtype="float32")
+    measured = {"held_out": shared_run.data, "held_out_batches": 1}
+    run = replace(shared_run, lora=LORA, init_from=str(base), out=out, save_dtype="float32", **measured)
     train(run)
     return run
 
@@ -181,6 +173,12 @@ def test_the_merged_model_computes_what_the_adapters_do(straight: Run, base: Pat
         seen = forward(adapt(frozen, adapters_of(straight).params, LORA), batch)
         np.testing.assert_allclose(seen, forward(merged, batch), atol=1e-5)
         assert abs(np.asarray(seen) - np.asarray(forward(frozen, batch))).max() > 0.1
+
+
+def test_held_out_records_are_measured_with_the_adapters(straight: Run):
+    lines = [json.loads(line) for line in (straight.out / "metrics.jsonl").read_text().splitlines()]
+    measured = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    assert len(measured) == 2 and measured[1] < measured[0] < lines[0]["loss"]
 
 
 def test_checkpoints_and_moments_are_of_adapters_alone(straight: Run):

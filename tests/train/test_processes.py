@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lwm.core.mesh import MeshShape
+from lwm.model.lora import LoraConfig
 from lwm.train.loop import train
 from lwm.train.run import Run
 
@@ -27,6 +28,7 @@ from lwm.core.mesh import MeshShape
 from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
 from lwm.model.config import ModelConfig
+from lwm.model.lora import LoraConfig
 from lwm.train.loop import train
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
@@ -36,7 +38,8 @@ model = ModelConfig(Vocab(264, bos_id=256, eos_id=257), 32, 64, 2, 8, 8, 8, max_
 tokenizer = str(world / "tokenizer.json")
 run = Run(name="test", model=model, data=data, tokenizer=tokenizer, steps=3, batch_size=8, seq_len=64,
           optimizer=OptimizerConfig(1e-2, warmup_steps=2), mesh=MeshShape.parse(sys.argv[5]), log_every=1,
-          held_out=data, held_out_batches=1, eval_every=3, checkpoint_every=3, out=out)
+          held_out=data, held_out_batches=1, eval_every=3, checkpoint_every=3, out=out,
+          lora=LoraConfig(int(sys.argv[6])), init_from=sys.argv[7] or None)
 assert train(run).step == 3
 """
 
@@ -53,18 +56,20 @@ def free_address() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["1,1,1,8", "1,2,2,2"])
+@pytest.mark.parametrize(("mesh", "rank"), [("1,1,1,8", 0), ("1,2,2,2", 0), ("1,2,2,2", 4)])
 def test_two_processes_train_like_one_and_one_resumes_from_two(
-    world: Path, make_run: Callable[..., Run], tmp_path: Path, mesh: str
+    world: Path, make_run: Callable[..., Run], base: Path, tmp_path: Path, mesh: str, rank: int
 ):
     alone = make_run(
         mesh=MeshShape.parse(mesh), held_out=make_run().data, held_out_batches=1, steps=4, out=tmp_path / "alone"
     )
+    alone = replace(alone, lora=LoraConfig(rank), init_from=str(base) if rank else None)
     together = replace(alone, out=tmp_path / "together")
     address, environment = free_address(), os.environ | {"JAX_PLATFORMS": "cpu"}
+    adapted = [str(rank), alone.init_from or ""]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(world), str(together.out), address, str(number), mesh],
+            [sys.executable, "-c", SCRIPT, str(world), str(together.out), address, str(number), mesh, *adapted],
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
