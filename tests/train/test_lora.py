@@ -26,6 +26,7 @@ from lwm.model.loss import loss_sums
 from lwm.model.transformer import declare, head_weights, hidden_states, logits
 from lwm.train.checkpoint import Checkpoints
 from lwm.train.loop import train
+from lwm.train.lora import fingerprint
 from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
 from lwm.train.state import abstract_state, init_state
@@ -214,6 +215,17 @@ def test_a_run_resumes_on_the_model_that_it_began_with(make_run: Callable[..., R
         train(replace(run, steps=3, init_from=str(base)), resume=True)
 
 
+def test_a_model_has_one_fingerprint_and_no_other_has_it(base: Path):
+    params = {"norm": jnp.arange(8.0), "matrix": jnp.arange(64.0).reshape(2, 8, 4)}
+    flipped = params["matrix"].at[0, 1, 2].multiply(-1).at[1, 0, 3].multiply(-1)
+    swapped = params["matrix"][::-1]
+    others = [params | {"matrix": other} for other in (flipped, swapped, params["matrix"].reshape(2, 4, 8))]
+    seen = [fingerprint(each, one_device()) for each in (params, *others, {"matrix": params["matrix"]})]
+    assert len(set(seen)) == 5
+    meshes = make_mesh(MeshShape(1, 4, 2, 1)), make_mesh(MeshShape(1, 2, 2, 2)), one_device()
+    assert len({fingerprint(load_model(base, mesh).params, mesh) for mesh in meshes}) == 1
+
+
 def test_resuming_with_another_rank_is_refused(straight: Run):
     with pytest.raises(UserError, match=r"another lora\.rank \(4; now 8\)"):
         train(replace(straight, lora=replace(LORA, rank=8)), resume=True)
@@ -260,6 +272,7 @@ def test_what_adapters_cannot_learn_is_refused(make_run: Callable[..., Run], bas
     [
         ({"rank": -1}, "give 1 or more, or 0"),
         ({"rank": 4, "alpha": 0.0}, "must be positive"),
+        ({"rank": 4, "alpha": float("inf")}, "and finite"),
         ({"rank": 4, "targets": ()}, "at least one matrix"),
         ({"rank": 4, "targets": ("key", "key")}, "each once"),
     ],

@@ -5,7 +5,7 @@ starts as the model's own matrices do and `B` at 0, so that nothing is changed b
 """
 
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from typing import Any, Literal, get_args
 
 import jax
@@ -20,7 +20,7 @@ from lwm.model.transformer import Transformer, declare
 
 Target = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
-#: of a layer's matrices, those with another number of axes in front of the layers' output than one
+#: how many axes of a matrix are its input, where that is not one: `output` reads heads times head width
 _INPUT_AXES = {"output": 2}
 
 
@@ -38,8 +38,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise UserError(f"lora.rank is {self.rank}: give 1 or more, or 0 to train all of the model")
-        if not self.alpha > 0:
-            raise UserError(f"lora.alpha is {self.alpha}: it must be positive")
+        if not 0 < self.alpha < inf:
+            raise UserError(f"lora.alpha is {self.alpha}: it must be positive and finite")
         if not self.targets or len({*self.targets}) < len(self.targets):
             raise UserError(f"lora.targets are {self.targets}: name at least one matrix, and each once")
 

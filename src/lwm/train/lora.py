@@ -79,14 +79,20 @@ def require_same_base(run: Run, base: Transformer | None, mesh: Mesh) -> None:
 def fingerprint(params: Any, mesh: Mesh) -> str:
     """A digest of fp32 tensors, by names, shapes and every bit: the same from any file format and on any mesh."""
     leaves = declared.named_leaves(params)
-    sums = jax.jit(lambda leaves: jax.tree.map(_weighted_bits, leaves), out_shardings=sharding(mesh))(leaves)
+    sums = jax.jit(lambda leaves: jax.tree.map(_mixed_bits, leaves), out_shardings=sharding(mesh))(leaves)
     described = {name: [*leaf.shape, int(sums[name])] for name, leaf in leaves.items()}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _weighted_bits(tensor: Array) -> UInt32[Array, ""]:
-    """The bits of all numbers, each times an odd number of its place: wrapping sums are alike in any order."""
+def _mixed_bits(tensor: Array) -> UInt32[Array, ""]:
+    """The sum of each number's bits mixed with its place; it wraps, and so is alike in any order of summation.
+
+    Without the mixing (MurmurHash3's) two changes could cancel: two flipped signs always would.
+    """
     place = jnp.zeros(tensor.shape, jnp.uint32)
     for axis, size in enumerate(tensor.shape):
         place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, tensor.shape, axis)
-    return jnp.sum(jax.lax.bitcast_convert_type(tensor, jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+    mixed = jax.lax.bitcast_convert_type(tensor, jnp.uint32) + place * np.uint32(0x9E3779B9)
+    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
