@@ -31,7 +31,8 @@ from lwm.train.optimizer import OptimizerConfig
 from lwm.train.run import Run
 from lwm.train.state import abstract_state, init_state
 from lwm.train.step import abstract_batch, make_train_step
-from lwm.weights.store import load_model, save_model
+from lwm.weights.load import load_model
+from lwm.weights.store import save_model
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 ONE = MeshShape(fsdp=1)

@@ -58,7 +58,8 @@ def start_of(init_from: str) -> tuple[ModelConfig, str]:
     """
     finished = Path(init_from) / "model"
     source = finished if init_from not in EMBEDDED and os.path.isdir(finished) else init_from
-    directory = locate(source)
+    if (directory := locate(source)).is_file():
+        raise UserError(f"{init_from} is one file: make a model directory of it first: lwm convert {init_from} NEW_DIR")
     return read_config(source), str(directory) if has_tokenizer(directory) else ""
 
 
