@@ -174,8 +174,7 @@ def text_32k() -> Run:
 
     lwm train text-32k --data.path books.jsonl --init-from llama-2-7b --tokenizer llama-2-7b
 
-    `llama-2-7b` is a model directory of ours: convert the published weights first, in Python, with
-    `lwm.weights.hugging_face.from_hugging_face` and `lwm.weights.store.save_model`.
+    `llama-2-7b` is the directory that the weights were published in, or what `lwm convert` made of it.
     Expected: LWM-Text's first stage. `--compute.dtype bfloat16` halves activations and keeps fp32 master weights.
     """
     return _text_stage("text-32k", 32_768, 1200, 100, MeshShape(1, -1, 4, 1), init_from="")
