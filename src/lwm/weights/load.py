@@ -80,8 +80,7 @@ class LoadedModel:
     #: where it was read from: a directory, or a file
     directory: Path
     mesh: Mesh
-    #: where its tokenizer was read from
-    tokenizer_directory: Path | None = None
+    #: what must stay open for as long as the tokenizer's files are
     keep: Any = field(default=None, repr=False)
 
 
@@ -102,7 +101,7 @@ def load_model(name_or_path: str | Path, mesh: Mesh, dtype: str = "float32") -> 
             f"it has {tokenizer.size} ids, the model {source.config.vocab.text_size} text ids"
         )
     params = place(source.tensors(), source.config, mesh, dtype)
-    return LoadedModel(source.config, params, tokenizer, source.path, mesh, source.tokenizer, source.keep)
+    return LoadedModel(source.config, params, tokenizer, source.path, mesh, source.keep)
 
 
 def place(tensors: Tensors, config: ModelConfig, mesh: Mesh, dtype: str) -> Transformer:
