@@ -5,6 +5,7 @@ model, and a directory that appears is whole.
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from lwm.weights.hugging_face_export import write_hugging_face
 from lwm.weights.load import Source, StreamFacts, open_source
 from lwm.weights.lwm_stream_config import config_to_json
 from lwm.weights.parity import compare_logits
-from lwm.weights.released import CODEC_FILE, STREAM_FILE
+from lwm.weights.released import CODEC_FILE, STREAM_FILE, released
 from lwm.weights.store import CONFIG, copy_tokenizer, new_directory, write_model
 from lwm.weights.tensors import Tensors
 
@@ -114,6 +115,8 @@ def convert(config: ConvertConfig, progress: Progress = lambda done, total, what
     Raises:
         UserError: a source that is not known or not whole, a target that cannot be written or cannot hold the model.
     """
+    if not config.download and released(config.source) is not None and not os.path.exists(config.source):
+        raise UserError(f"there is no {config.source} here: name the directory that holds it, or add --download")
     path = fetch(config.source) if config.download else config.source
     if is_codec(path):
         return _convert_codec(config, Path(path))
