@@ -167,7 +167,7 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(seeing: Path, tmp_pat
         convert(ConvertConfig(str(seeing), tmp_path / "taken"))
     with pytest.raises(UserError, match="no model at"):
         convert(ConvertConfig(str(tmp_path / "nowhere"), tmp_path / "out"))
-    with pytest.raises(UserError, match="there is no LWM-Text-1M-Jax here: .* --download"):
+    with pytest.raises(UserError, match=r"there is no LWM-Text-1M-Jax here: .* --download"):
         convert(ConvertConfig("LWM-Text-1M-Jax", tmp_path / "out"))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 

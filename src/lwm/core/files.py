@@ -49,3 +49,16 @@ def read_json(path: Path, when_missing: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"cannot read {path}: it is not a JSON object")
     return values
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """What a file begins with.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -1,5 +1,6 @@
 """Codecs of every form, read and written anew: LWM's pickle, the `VQModel` of `diffusers`, a directory of ours."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lwm.core.errors import UserError
+from lwm.core.files import first_bytes
 from lwm.core.params import named_leaves
 from lwm.vqgan.config import CodecConfig
 from lwm.weights.codec_store import CODEC_FILES, read_stored_codec, save_codec
@@ -115,8 +117,9 @@ def _row(own: str, leaf: np.ndarray, origin: Form, to: Literal["lwm", "hf"]) -> 
 
 def is_codec(path: Path | str) -> bool:
     """Whether there is a codec by itself, and no model."""
+    if not os.path.exists(path):
+        return False
     path = Path(path)
     if path.is_file():
-        with open(path, "rb") as file:
-            return file.read(len(_PICKLE)) == _PICKLE
+        return first_bytes(path, len(_PICKLE)) == _PICKLE
     return is_diffusers_codec(path) or ((path / CODEC_FILES[0]).exists() and not (path / "config.json").exists())

@@ -9,14 +9,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from tyro.conf import Positional
 
 from lwm.core.errors import UserError
 from lwm.core.files import write_json
-from lwm.data.tokenizer import tokenizer_file
+from lwm.data.tokenizer import load_tokenizer, tokenizer_file
+from lwm.model.config import ModelConfig
+from lwm.vqgan.config import CodecConfig
 from lwm.weights import hugging_face, lwm_stream
 from lwm.weights.codec_convert import convert_codec, is_codec, read_codec
 from lwm.weights.codec_store import has_codec, require_same_codes, save_codec
@@ -70,6 +72,15 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True)
+class Codec:
+    """A codec that was read, and where."""
+
+    path: Path
+    config: CodecConfig
+    params: Any
+
+
+@dataclass(frozen=True)
 class Row:
     """What became of a tensor."""
 
@@ -117,11 +128,15 @@ def convert(config: ConvertConfig, progress: Progress = lambda done, total, what
     """
     if not config.download and released(config.source) is not None and not os.path.exists(config.source):
         raise UserError(f"there is no {config.source} here: name the directory that holds it, or add --download")
-    path = fetch(config.source) if config.download else config.source
+    path = Path(fetch(config.source) if config.download else config.source)
+    _require_new(config, path)
     if is_codec(path):
-        return _convert_codec(config, Path(path))
-    source = open_source(path, StreamFacts(config.config, config.theta, config.max_context), known_as=config.source)
-    tensors = source.tensors()
+        return _convert_codec(config, path)
+    facts = StreamFacts(config.config, config.theta, config.max_context)
+    source = open_source(path, facts, known_as=config.source if config.download else None)
+    if source.form != "stream" and facts != StreamFacts():
+        raise UserError("--config, --theta and --max-context are for LWM's streams: other models say these themselves")
+    tensors, codec, tokenizer = source.tensors(), _find_codec(config, source), _find_tokenizer(config, source)
     dtype = _widest(tensors) if config.dtype == "stored" else config.dtype
     total, done = sum(spec.num_bytes for spec in tensors.specs.values()), 0
 
@@ -131,50 +146,74 @@ def convert(config: ConvertConfig, progress: Progress = lambda done, total, what
         progress(min(done, total), total, what)
 
     with new_directory(config.destination) as written:
-        _write(written, config, source, Counted(tensors, count), dtype)
-        notes = _write_codec(written, config, source)
-    difference = None
-    if config.verify:
-        difference = compare_logits(source, open_source(config.destination))
+        _write(written, config.to, source.config, Counted(tensors, count), tokenizer, dtype)
+        notes = [] if codec is None else _write_codec(written, config.to, codec)
+    difference = compare_logits(source, open_source(config.destination)) if config.verify else None
     return Conversion(_rows(tensors, source, config.to, dtype), config.destination, notes, difference)
 
 
-def _write(written: Path, config: ConvertConfig, source: Source, tensors: Tensors, dtype: str) -> None:
+def _require_new(config: ConvertConfig, source: Path) -> None:
+    """Refuse a destination in which something would be lost. A model of ours takes the place of another of ours."""
+    held = sorted(config.destination.iterdir()) if config.destination.is_dir() else []
+    if held and source.exists() and source.samefile(config.destination):
+        raise UserError(f"{config.destination} is the source itself: name another directory to write to")
+    if held and (config.to != "lwm" or (config.destination / STREAM_FILE).exists()):
+        raise UserError(f"{config.destination} already holds {held[0].name}: name a new directory")
+
+
+def _find_tokenizer(config: ConvertConfig, source: Source) -> Path | None:
+    """The tokenizer's file, which is known to be one of the model's size."""
+    if (given := config.tokenizer or source.tokenizer) is None:
+        return None
+    size, text_size = load_tokenizer(given).size, source.config.vocab.text_size
+    if size > text_size:
+        raise UserError(
+            f"the tokenizer in {given} has {size} ids, and the model {text_size} of text: give the model's own"
+        )
+    return tokenizer_file(given)
+
+
+def _find_codec(config: ConvertConfig, source: Source) -> Codec | None:
+    """The codec that goes with the model: the one given, or the one beside it."""
+    found, directory = config.codec, source.path if source.path.is_dir() else source.path.parent
+    if found is None and source.config.vocab.vision_size:
+        if has_codec(directory):
+            found = directory
+        elif (directory / VQGAN).is_file() or is_diffusers_codec(directory / VQGAN):
+            found = directory / VQGAN
+    if found is None:
+        return None
+    codec, params = read_codec(found, config.resolution)
+    require_same_codes(source.config.vocab, codec)
+    return Codec(found, codec, params)
+
+
+def _write(
+    written: Path, to: Target, config: ModelConfig, tensors: Tensors, tokenizer: Path | None, dtype: str
+) -> None:
     """The model without its codec."""
-    given = config.tokenizer or source.tokenizer
-    tokenizer = None if given is None else tokenizer_file(given)
-    if config.to == "hf":
-        write_hugging_face(written, source.config, tensors, tokenizer, dtype)
-    elif config.to == "lwm":
-        write_model(written, source.config, tensors, tokenizer, dtype)
+    if to == "hf":
+        write_hugging_face(written, config, tensors, tokenizer, dtype)
+    elif to == "lwm":
+        write_model(written, config, tensors, tokenizer, dtype)
     else:
-        lwm_stream.write_stream(written / STREAM_FILE, source.config, tensors, dtype)
-        write_json(written / CONFIG, config_to_json(source.config))
+        lwm_stream.write_stream(written / STREAM_FILE, config, tensors, dtype)
+        write_json(written / CONFIG, config_to_json(config))
         if tokenizer is not None:
             copy_tokenizer(tokenizer, written)
 
 
-def _write_codec(written: Path, config: ConvertConfig, source: Source) -> list[str]:
+def _write_codec(written: Path, to: Target, codec: Codec) -> list[str]:
     """Put the codec beside the model; what there is to say of it."""
-    directory = source.path if source.path.is_dir() else source.path.parent
-    found = config.codec
-    if found is None and has_codec(directory):
-        found = directory
-    if found is None and ((directory / VQGAN).is_file() or is_diffusers_codec(directory / VQGAN)):
-        found = directory / VQGAN
-    if found is None:
-        return []
-    codec, params = read_codec(found, config.resolution)
-    require_same_codes(source.config.vocab, codec)
-    if config.to == "lwm":
-        save_codec(written, codec, params)
-        return [f"with the codec of {found}"]
-    if config.to == "hf":
+    if to == "lwm":
+        save_codec(written, codec.config, codec.params)
+        return [f"with the codec of {codec.path}"]
+    if to == "hf":
         try:
-            write_diffusers(written / VQGAN, codec, params)
+            write_diffusers(written / VQGAN, codec.config, codec.params)
         except UserError as error:
             return [f"without its codec: {error}"]
-        return [f"with the codec of {found}, in {VQGAN}/"]
+        return [f"with the codec of {codec.path}, in {VQGAN}/"]
     return ["without its codec: LWM's code reads it from a pickle, and none is written here"]
 
 

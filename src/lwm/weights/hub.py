@@ -6,7 +6,7 @@ from lwm.core.errors import UserError
 from lwm.weights.released import OWNER, STREAM_SUFFIX, released
 
 #: what a model may need: nothing that runs
-PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "params", "vqgan", "*.gguf", "vqgan/*")
+PATTERNS = ("*.json", "model*.safetensors", "*.model", "*.jinja", "params", "vqgan", "vqgan/*")
 
 
 def fetch(name: str) -> Path:

@@ -5,7 +5,6 @@ where it says nothing: null, false, 0 or empty.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ _DEFAULT_KV_HEADS = {"llama": None, "mistral": 8}
 _DEFAULT_WINDOW = {"llama": None, "mistral": 4096}
 #: where a vision-language model of ours keeps what its ids mean
 VOCAB = "lwm_vocab"
+#: no number of a configuration is greater; rotary bases go furthest
+MOST = 1e30
 
 #: what they say does not change a forward pass, or is said by the tensors
 _OF_NO_EFFECT = frozenset((
@@ -38,7 +39,7 @@ _OF_NO_EFFECT = frozenset((
 _UNDERSTOOD = frozenset(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings max_position_embeddings hidden_act "
-    f"attention_bias mlp_bias sliding_window layer_types partial_rotary_factor rope_interleaved {VOCAB}".split()
+    f"attention_bias mlp_bias sliding_window layer_types partial_rotary_factor {VOCAB}".split()
 )
 
 
@@ -131,7 +132,7 @@ def _rotary(values: dict[str, Any], context: int) -> tuple[float, RopeScaling | 
         return theta, None
     fields = {name: value for name, value in fields.items() if value is not None}
     if kind in ("dynamic", "yarn") and "original_max_position_embeddings" not in fields:
-        fields["original_max_position_embeddings"] = values.get("original_max_position_embeddings", context)
+        fields["original_max_position_embeddings"] = context
     if kind == "yarn" and isinstance(original := fields["original_max_position_embeddings"], int) and original > 0:
         fields.setdefault("factor", context / original)
     return theta, scaling_from_json({"rope_type": kind, **fields}, "its rope_scaling")
@@ -144,26 +145,25 @@ def _vocab(values: dict[str, Any]) -> Vocab:
         if vocab.size != size:
             raise UserError(f"vocab_size is {size} and {VOCAB} has {vocab.size} ids")
         return vocab
-    return Vocab(text_size=size, bos_id=_special(values, "bos_token_id", 1), eos_id=_special(values, "eos_token_id", 2))
+    bos_id, eos_id = _special(values, "bos_token_id", 1, size), _special(values, "eos_token_id", 2, size)
+    return Vocab(text_size=size, bos_id=bos_id, eos_id=eos_id)
 
 
-def _special(values: dict[str, Any], name: str, default: int) -> int:
+def _special(values: dict[str, Any], name: str, default: int, size: int) -> int:
     found = values.get(name)
     first = found[0] if isinstance(found, list) and found else found
-    return first if isinstance(first, int) else default
+    return first if type(first) is int and 0 <= first < size else default
 
 
 def _number(values: dict[str, Any], name: str, default: Any = None, kind: type = int) -> Any:
-    value = values.get(name)
-    value = default if value is None else value
+    value: Any = default if values.get(name) is None else values[name]
     if value is None:
         raise UserError(f"it has no {name}")
     if isinstance(value, bool) or not isinstance(value, int | kind):
         raise UserError(f"{name} is {value!r:.80}, which is not {kind.__name__}")
-    number = kind(value)
-    if not 0 < number < (2**31 if kind is int else math.inf):
-        raise UserError(f"{name} is {value}: it must be positive, and of a size that a model has")
-    return number
+    if not 0 < value < (2**31 if kind is int else MOST):
+        raise UserError(f"{name} is {value!s:.80}: it must be positive, and of a size that a model has")
+    return kind(value)
 
 
 def _flag(values: dict[str, Any], name: str) -> bool:

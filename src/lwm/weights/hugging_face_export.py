@@ -37,14 +37,14 @@ NOTES = """\
 A frame is {tokens_per_frame} codes, row by row. `<vision>` and `</vision>`, which stand around frames, are ordinary
 text for the tokenizer.
 
-To draw a picture, give the model
+To draw a picture, give the model, behind the id that begins a text ({bos_id}),
 
-    <s>You are a helpful assistant. USER: Generate an image of {{caption}} ASSISTANT: <vision>
+    You are a helpful assistant. USER: Generate an image of {{caption}} ASSISTANT: <vision>
 
 and sample {tokens_per_frame} ids, each from {first_code:,} to {last_code:,} alone: set the other scores to minus
 infinity. Outside a frame allow text alone; after the last code of a frame, end of frame or end of vision. For guidance
-run `<s><vision>` beside it and sample from `without + scale * (with - without)`. The decoder of the codes is in
-`vqgan/` where it was exported with the model: `diffusers.VQModel.from_pretrained`.
+run `<vision>` alone, behind the same id, beside it and sample from `without + scale * (with - without)`. The decoder
+of the codes is in `vqgan/` where it was exported with the model: `diffusers.VQModel.from_pretrained`.
 """
 
 
@@ -80,6 +80,7 @@ def _notes(vocab: Vocab) -> str:
         end_of_frame=vocab.end_of_frame,
         end_of_vision=vocab.end_of_vision,
         tokens_per_frame=vocab.tokens_per_frame,
+        bos_id=vocab.bos_id,
     )
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lwm.core.errors import UserError
-from lwm.core.files import read_json
+from lwm.core.files import first_bytes, read_json
 from lwm.core.params import abstract, shardings, tensor_name
 from lwm.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from lwm.model.config import ModelConfig
@@ -184,9 +184,9 @@ def open_source(
     """
     path = locate(name_or_path)
     if path.is_file():
-        return _open_gguf(path) if _is_gguf(path) else _open_stream(path, facts, known_as or path.parent.name)
+        return _open_gguf(path) if _is_gguf(path) else _open_stream(path, facts, known_as or path.resolve().parent.name)
     if (path / STREAM_FILE).is_file():
-        return _open_stream(path / STREAM_FILE, facts, known_as or path.name)
+        return _open_stream(path / STREAM_FILE, facts, known_as or path.resolve().name)
     values = read_json(path / CONFIG, f"{path} is not a model directory")
     tokenizer = path if has_tokenizer(path) else None
     if values.get("model_type") == MODEL_TYPE:
@@ -203,8 +203,7 @@ def _hugging_face(path: Path, config: ModelConfig) -> Tensors:
 
 
 def _is_gguf(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    return first_bytes(path, len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 def _open_gguf(path: Path) -> Source:
@@ -218,8 +217,9 @@ def _open_stream(file: Path, facts: StreamFacts, name: str) -> Source:
     known, config = released(name), facts.config
     if config is None and (file.parent / CONFIG).is_file():
         config = file.parent / CONFIG
-    if known is not None and config is None and facts.theta is None:
-        model = known.config
+    if known is not None and config is None:
+        given: dict[str, Any] = {"rope_theta": facts.theta, "max_context": facts.max_context}
+        model = replace(known.config, **{key: value for key, value in given.items() if value is not None})
     else:
         model = config_of_stream(file, json=config, theta=facts.theta, max_context=facts.max_context)
     tokenizer = file.parent if has_tokenizer(file.parent) else None

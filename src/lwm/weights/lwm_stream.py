@@ -5,8 +5,7 @@ axis 0 or stand one by one; a train state keeps the parameters beside its optimi
 second embedding and a second head for its vision ids; ours has one of each, in which those follow the text ids.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,12 +211,10 @@ def write_stream(
     config: ModelConfig,
     tensors: Tensors,
     dtype: str = "bfloat16",
-    progress: Callable[[str, int], None] | None = None,
 ) -> Path:
     """Write a file of parameters that LWM's own code loads, layers stacked; return its path. It appears whole.
 
-    One layer's tensor, or one table, is held at a time. A tied head is written out as a copy: LWM wants one. `progress`
-    is told of each leaf that is written: its name and its size in bytes.
+    One layer's tensor, or one table, is held at a time. A tied head is written out as a copy: LWM wants one.
 
     Raises:
         UserError: a model that LWM's code cannot hold, tensors that are not those of `config`, a leaf that is too large
@@ -237,8 +234,6 @@ def write_stream(
         with whole_file(file) as scratch, open(scratch, "wb") as stream:
             for key, parts in _parts(config, tensors):
                 write_leaf(stream, key, stored[key], number, (part.astype(number) for part in parts))
-                if progress is not None:
-                    progress(slashed(key), math.prod(stored[key]) * number.itemsize)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}") from None
     return file

@@ -1,7 +1,5 @@
 """Whether two files hold the same model: both are run on the same tokens."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,21 +14,20 @@ from lwm.weights.load import Source, place
 NUM_TOKENS = 64
 
 
-def compare_logits(*sources: Source) -> tuple[float, float]:
-    """The greatest difference between logits of the first model and of the others, and the first's greatest logit.
+def compare_logits(one: Source, other: Source) -> tuple[float, float]:
+    """The greatest difference between two models' logits, and the greatest logit of the first.
 
-    All are run in fp32 on the first device, one after the other.
+    Both are run in fp32 on the first device, one after the other, so that only one is in memory.
     """
-    first, *others = _each_models_logits(sources)
-    return max(float(np.abs(other - first).max()) for other in others), float(np.abs(first).max())
+    before, after = _logits_of(one), _logits_of(other)
+    return float(np.abs(after - before).max()), float(np.abs(before).max())
 
 
-def _each_models_logits(sources: tuple[Source, ...]) -> Iterator[Float[np.ndarray, "T V"]]:
+def _logits_of(source: Source) -> Float[np.ndarray, "T V"]:
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    for source in sources:
-        params = place(source.tensors(), source.config, mesh, "float32")
-        with jax.set_mesh(mesh):
-            yield np.asarray(_forward(params, source.config))
+    params = place(source.tensors(), source.config, mesh, "float32")
+    with jax.set_mesh(mesh):
+        return np.asarray(_forward(params, source.config))
 
 
 def _forward(params: Transformer, config: ModelConfig) -> Float[Array, "T V"]:

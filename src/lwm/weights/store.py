@@ -24,7 +24,7 @@ from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_
 from lwm.data.tokenizer import COMPANION_FILES, TOKENIZER_FILES
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import Transformer, declare
-from lwm.weights.codec_store import copy_codec
+from lwm.weights.codec_store import CODEC_FILES, copy_codec
 from lwm.weights.tensor_files import INDEX, Outgoing, TensorFiles, write_tensors
 from lwm.weights.tensors import InMemory, Tensors, pieces
 
@@ -98,7 +98,8 @@ def _model_files(directory: Path) -> list[Path]:
     return [
         path
         for path in directory.iterdir()
-        if path.name in (CONFIG, INDEX, *TOKENIZER_FILES, *COMPANION_FILES) or path.match("model*.safetensors")
+        if path.name in (CONFIG, INDEX, *TOKENIZER_FILES, *COMPANION_FILES, *CODEC_FILES)
+        or path.match("model*.safetensors")
     ]
 
 
