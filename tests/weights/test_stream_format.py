@@ -200,6 +200,8 @@ def test_leaves_that_are_no_arrays(message, tmp_path):
         (msgpack.packb(("w", b"")), "text where a key"),
         (msgpack.packb(([], b"")), "a key of 0 names"),
         (msgpack.packb((["w"] * 99, b"")), "a key of 99 names"),
+        (msgpack.packb((["lm_head/kernel"], b"")), r"a key of names \('lm_head/kernel',\), and a name is text without"),
+        (msgpack.packb((["w", ""], b"")), "a name is text without slashes"),
         (msgpack.packb(([b"w"], b"")), "bytes where a name of the key"),
         (b"\x92\x91\xa1\xff\xc4\x01\xc0", "a name of the key is not UTF-8"),
         (msgpack.packb((["w"], "text")), "text where the leaf w"),

@@ -38,7 +38,7 @@ DTYPES |= {f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u"
 DTYPES["bfloat16"] = jnp.dtype("bfloat16")
 
 #: what no checkpoint exceeds: a file that does would only fill the memory
-MOST_AXES, MOST_NAMES, MOST_NAME_BYTES, MOST_ARRAYS = 8, 32, 1024, 1_000_000
+MOST_AXES, MOST_NAMES, MOST_NAME_BYTES, MOST_ARRAYS = 8, 32, 256, 1_000_000
 
 #: heads by their first byte: what follows, and how many bytes say how long or how large it is
 _HEADS = {
@@ -230,7 +230,10 @@ class _Cursor:
         head = self._expect("an array", "a key, an array of names,")
         if not 0 < head.size <= MOST_NAMES:
             raise self._refusal(head.at, f"there is a key of {head.size} names: it should have 1 to {MOST_NAMES}")
-        return tuple(self._text("a name of the key") for _ in range(head.size))
+        names = tuple(self._text("a name of the key") for _ in range(head.size))
+        if not all(name and name.isprintable() and "/" not in name for name in names):
+            raise self._refusal(head.at, f"there is a key of names {names!r:.80}, and a name is text without slashes")
+        return names
 
     def _leaf(self, key: Key) -> StreamLeaf | None:
         """None for a plain number, as the state of an optimizer may hold."""
