@@ -31,7 +31,7 @@ Turn = tuple[Question, Prompt]
 
 @runtime_checkable
 class ChatFormat(Protocol):
-    """What sessions and evals ask of it. A prompt's beginning depends on its own beginning only, so it can be kept."""
+    """Questions to what a model reads: of sessions, which keep what was read, and of evals."""
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
