@@ -17,7 +17,7 @@ from lwm.data.examples import RecordData
 from lwm.model.lora import LoraConfig
 from lwm.train import loop
 from lwm.train.run import Run
-from lwm.weights.store import read_config
+from lwm.weights.load import read_config
 
 
 def test_help_names_every_verb_and_needs_no_jax() -> None:

@@ -12,7 +12,7 @@ from lwm.data.examples import RecordData
 from lwm.presets import PRESETS, preset, presets
 from lwm.train.base import BaseRun
 from lwm.train.loop import train
-from lwm.weights.store import EMBEDDED, read_config
+from lwm.weights.load import EMBEDDED, read_config
 
 #: paper, table 11: context, rope_theta, tokens, steps, warm-up, mesh
 STAGES = {

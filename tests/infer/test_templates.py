@@ -25,7 +25,8 @@ from lwm.infer.templates import ChatTemplate, read_template, turn_ends
 from lwm.model.transformer import declare
 from lwm.weights.gguf_model import GgufTensors
 from lwm.weights.gguf_tokenizer import write_tokenizer
-from lwm.weights.store import LoadedModel, load_model, save_model
+from lwm.weights.load import LoadedModel, load_model
+from lwm.weights.store import save_model
 from lwm.weights.tensors import whole
 
 CHAT_ML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system

@@ -159,7 +159,7 @@ def _number(values: dict[str, Any], name: str, default: Any = None, kind: type =
     value: Any = default if values.get(name) is None else values[name]
     if value is None:
         raise UserError(f"it has no {name}")
-    if isinstance(value, bool) or not isinstance(value, int | kind):
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
         raise UserError(f"{name} is {value!r:.80}, which is not {kind.__name__}")
     if not 0 < value < (2**31 if kind is int else MOST):
         raise UserError(f"{name} is {value!s:.80}: it must be positive, and of a size that a model has")
