@@ -5,9 +5,11 @@ import pytest
 
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
-from lwm.data.examples import BOS, EOS, Encoder, Part, RecordData, nth, parse_fields
+from lwm.data.examples import Encoder, RecordData, nth
+from lwm.data.fields import BOS, EOS, Part, parse_fields
 from lwm.data.mixture import MixedData
 from lwm.data.packing import Packing, cut
+from lwm.data.positions import MAX_SKIPS
 from lwm.data.records import BadRecordError, Record
 
 #: four codes a frame, behind the bytes and the two special ids
@@ -172,3 +174,29 @@ def test_each_epoch_draws_the_order_of_a_record_anew(write_jsonl, byte_tokenizer
     mixed = MixedData((data,), (1.0,)).open(byte_tokenizer, VOCAB)
     assert [mixed[1 + 2 * epoch].tokens.tolist() for epoch in range(20)] == drawn
     assert mixed.of_epoch(3, 5).tokens.tolist() == mixed[3 * len(mixed) + 5].tokens.tolist()
+
+
+def test_positions_skip_where_text_is_read(write_jsonl, byte_tokenizer):
+    """Distances up to the span, differently in each epoch, and answers whole."""
+    path = write_jsonl({"text": "x" * 200, "answer": "y" * 20})
+    plain = RecordData(str(path), "[text],answer").open(byte_tokenizer, VOCAB)
+    skipping = RecordData(str(path), "[text],answer", span=4000).open(byte_tokenizer, VOCAB)
+    examples = [skipping.of_epoch(epoch, 0) for epoch in range(100)]
+    assert plain[0].positions is None
+    for example in examples:
+        assert example.tokens.tolist() == plain[0].tokens.tolist()
+        steps = np.diff(example.positions)
+        assert steps.min() == 1 and (steps > 1).sum() <= MAX_SKIPS
+        assert (example.loss_weights[1:][steps > 1] == 0).all(), "an answer is torn apart"
+    reached = [example.positions[-1] for example in examples]
+    assert 220 < min(reached) < 400 and 3000 < max(reached) < 4000
+    assert examples[7].positions.tolist() == skipping.of_epoch(7, 0).positions.tolist()
+
+
+def test_of_what_is_learned_whole_any_place_may_skip(write_jsonl, byte_tokenizer):
+    source = RecordData(str(write_jsonl({"text": "x" * 200})), span=4000).open(byte_tokenizer, VOCAB)
+    assert max(source.of_epoch(epoch, 0).positions[-1] for epoch in range(50)) > 1000
+    short = RecordData(str(write_jsonl({"text": "x" * 200})), span=100).open(byte_tokenizer, VOCAB)
+    assert short[0].positions.tolist() == list(range(202))
+    with pytest.raises(UserError, match="span -1"):
+        RecordData("any.jsonl", span=-1).open(byte_tokenizer, VOCAB)

@@ -5,7 +5,8 @@ import pytest
 
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
-from lwm.data.examples import Encoder, RecordData, parse_fields
+from lwm.data.examples import Encoder, RecordData
+from lwm.data.fields import parse_fields
 from lwm.data.records import BadRecordError, Record
 from lwm.data.vision import FrameIds, pack
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from lwm.core.errors import UserError
+from lwm.data.positions import MAX_SKIPS
 from lwm.infer.prompts import needle, needle_prompt
 from lwm.nano.corpus import held_out_documents
 from lwm.nano.facts import REQUESTS, Fact, answer, held_out_world, question, training_world
-from lwm.nano.tasks import ANSWER, LINE, MAX_SKIPS, TEXT, TaskData, TaskSource
+from lwm.nano.tasks import ANSWER, LINE, TEXT, TaskData, TaskSource
 
 FACTS = TaskData(
     (512,), facts=1.0, quotes=0.0, other_facts=0.4, line_questions=0.3, requests=0.5, max_facts=6, max_questions=8

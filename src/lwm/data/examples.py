@@ -1,16 +1,6 @@
 """Examples: what the model is to read (ids) and what of it to learn (a weight for each id as a target).
 
-A record becomes an example by its `fields`, a small grammar kept from LWM:
-
-    fields      "[system+question],answer"
-    record      {"system": "Be brief.", "question": "2 + 2?", "answer": " 4"}
-    text        <bos>Be brief. 2 + 2? 4<eos>
-    learned                          4<eos>
-
-A comma separates what is tokenized apart, with nothing between, hence the space in the answer; brackets mean: read,
-not learned; `+` joins fields of the record into one text with a separator; `<|bos|>` and `<|eos|>` stand for those
-tokens. Fields with the word `vision` in their names hold frames of codes (`data.vision`); nothing goes between them and
-a text.
+A record becomes an example by its `fields`, in the grammar of `data.fields`.
 """
 
 import contextlib
@@ -25,6 +15,8 @@ from jaxtyping import Float32, Int32
 
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
+from lwm.data.fields import BOS, EOS, Part, field_names, parse_fields
+from lwm.data.positions import skip_positions
 from lwm.data.records import BadRecordError, Record, RecordSource, RecordStream
 from lwm.data.shuffle import fold
 from lwm.data.sources import FormatChoice, open_records, stream_records
@@ -35,7 +27,6 @@ logger = logging.getLogger("lwm.data")
 
 #: A field that none of this many first records has is a mistake in `fields`, not in the records.
 PROBED_RECORDS = 16
-BOS, EOS = "<|bos|>", "<|eos|>"
 
 
 @dataclass(frozen=True)
@@ -107,42 +98,6 @@ class ExampleStream(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
-    """One comma-separated part of `fields`."""
-
-    #: names of record fields joined into one text, or the one name BOS or EOS
-    names: tuple[str, ...]
-    learned: bool
-
-
-def parse_fields(fields: str) -> tuple[Part, ...]:
-    """Read the `fields` grammar.
-
-    Raises:
-        UserError: an empty part, an unclosed bracket, or bos or eos joined with a text.
-    """
-    parts = []
-    for text in fields.split(","):
-        part = text.strip()
-        learned = not part.startswith("[")
-        if learned == part.endswith("]"):
-            raise UserError(f"fields {fields!r}: the bracket in {part!r} does not close; write [a+b], one part in each")
-        names = tuple(name.strip() for name in part.removeprefix("[").removesuffix("]").split("+"))
-        if not all(names):
-            raise UserError(f"fields {fields!r}: an empty name in {part!r}; write names separated by commas or +")
-        if len(names) > 1 and {BOS, EOS} & {*names}:
-            raise UserError(f"fields {fields!r}: {part!r} joins texts; set {BOS} and {EOS} apart with commas")
-        parts.append(Part(names, learned))
-    return tuple(parts)
-
-
-def field_names(orders: Sequence[tuple[Part, ...]]) -> list[str]:
-    """The record fields that any of the orders reads, each once."""
-    names = (name for order in orders for part in order for name in part.names)
-    return list(dict.fromkeys(name for name in names if name not in (BOS, EOS)))
-
-
-@dataclass(frozen=True)
 class Encoder:
     """Turns records into examples: one tokenizer, one or more orders of fields."""
 
@@ -154,6 +109,8 @@ class Encoder:
     seed: int = 0
     #: needed where a field holds frames
     frame_ids: FrameIds | None = None
+    #: see `RecordData`
+    span: int = 0
 
     def __post_init__(self) -> None:
         written = {name for order in self.orders for part in order for name in part.names}
@@ -173,7 +130,15 @@ class Encoder:
             new = self._part_ids(part, record)
             ids += new
             weights += [float(part.learned)] * len(new)
-        return Example(np.array(ids, np.int32), np.array(weights, np.float32), record.record_id)
+        loss_weights = np.array(weights, np.float32)
+        positions = self._skip(loss_weights, index) if self.span else None
+        return Example(np.array(ids, np.int32), loss_weights, record.record_id, positions)
+
+    def _skip(self, loss_weights: Float32[np.ndarray, "n"], index: int) -> Int32[np.ndarray, "n"]:
+        """Positions that skip where tokens are read and not learned, if there are such."""
+        read = np.flatnonzero(loss_weights[1:] == 0) + 1
+        places = read if len(read) else np.arange(1, len(loss_weights))
+        return skip_positions(len(loss_weights), places, self.span, np.random.default_rng((self.seed, index)))
 
     def _order(self, index: int) -> tuple[Part, ...]:
         if len(self.orders) == 1:
@@ -359,6 +324,9 @@ class RecordData:
     add_eos: bool = True
     #: decides which order of fields a record takes in each epoch
     seed: int = 0
+    #: positions skip ahead here and there and reach up to this, as if text had been left out: short rows teach the
+    #: distances of a longer context; 0: they do not
+    span: int = 0
     #: of longer videos so many frames are kept, evenly; 0: all
     max_frames: int = 0
     #: skip and report up to this many malformed records
@@ -376,6 +344,8 @@ class RecordData:
         Raises:
             UserError: nothing to read, an unreadable file, or fields that the records do not have.
         """
+        if self.span < 0 or self.seed < 0:
+            raise UserError(f"span {self.span} and seed {self.seed} must be 0 or more")
         if not self.path:
             raise UserError("no records are named: give a file, a directory or a pattern with --data.path")
         written = (self.fields,) if isinstance(self.fields, str) else self.fields
@@ -384,7 +354,9 @@ class RecordData:
             raise UserError("fields is empty: name at least one field of the records")
         has_frames = any(is_vision(name) for name in field_names(orders))
         frame_ids = FrameIds(vocab, tokenizer, self.max_frames) if has_frames else None
-        encoder = Encoder(tokenizer, orders, self.separator, self.add_bos, self.add_eos, self.seed, frame_ids)
+        encoder = Encoder(
+            tokenizer, orders, self.separator, self.add_bos, self.add_eos, self.seed, frame_ids, self.span
+        )
         if self.streaming:
             stream = stream_records(self.path, self.format, self.split, self.subset)
             return StreamExamples(stream, encoder, self.max_bad_records)

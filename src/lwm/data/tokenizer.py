@@ -15,9 +15,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG = (
     "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-#: Beside a `tokenizer.json` they say which tokens begin and end a text.
+#: beside a `tokenizer.json` they say which tokens begin and end a text
 SPECIAL_TOKEN_FILES = (TOKENIZER_CONFIG, "special_tokens_map.json")
-#: All that goes where a `tokenizer.json` goes.
+#: all that goes where a tokenizer goes
 COMPANION_FILES = (*SPECIAL_TOKEN_FILES, CHAT_TEMPLATE, GENERATION_CONFIG)
 
 #: Looked for, in this order, when the files beside a `tokenizer.json` do not name its special tokens.

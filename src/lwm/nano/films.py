@@ -9,15 +9,14 @@ from pyarrow import ArrowException, parquet
 
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
-from lwm.data.examples import Encoder, Example, parse_fields
+from lwm.data.examples import Encoder, Example
+from lwm.data.fields import parse_fields
+from lwm.data.positions import skip_positions
 from lwm.data.records import Record
 from lwm.data.tokenizer import Tokenizer
 from lwm.data.vision import FrameIds, pack
 from lwm.nano.world_records import FILES, LOOK, LOOK_ON, conversation
 from lwm.world.film import CLIP, Film, film_questions, random_place
-
-#: places of a film where positions skip, at most
-MAX_SKIPS = 8
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,9 @@ class FilmSource:
         return replace(example, positions=self._skip(example.tokens, rng)) if self._config.span else example
 
     def _skip(self, tokens: Int32[np.ndarray, "n"], rng: np.random.Generator) -> Int32[np.ndarray, "n"]:
-        """Positions of a film that had been longer by any factor alike up to `span` (Zhu et al. 2023, PoSE)."""
-        count = len(tokens)
-        reach = int(np.exp(rng.uniform(np.log(count), np.log(max(count + 1, self._config.span)))))
-        skips = np.zeros(count, np.int64)
-        places = rng.choice(np.flatnonzero(tokens[:-1] == self._end_of_frame) + 1, rng.integers(1, MAX_SKIPS + 1))
-        np.add.at(skips, places, rng.multinomial(reach - count, rng.dirichlet(np.ones(len(places)))))
-        return (np.arange(count) + skips.cumsum()).astype(np.int32)
+        """Positions that skip between frames."""
+        between = np.flatnonzero(tokens[:-1] == self._end_of_frame) + 1
+        return skip_positions(len(tokens), between, self._config.span, rng)
 
 
 def _codes(directory: str, name: str, vocab: Vocab) -> UInt16[np.ndarray, "records frames P"]:

@@ -17,6 +17,7 @@ import numpy as np
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
 from lwm.data.examples import Example
+from lwm.data.positions import skip_positions
 from lwm.data.tokenizer import Tokenizer
 from lwm.nano.corpus import held_out_documents, training_documents
 from lwm.nano.facts import (
@@ -44,8 +45,6 @@ SHORTEST_LINE, LONGEST_LINE = 7, 32
 SEVERAL_SHARE = 0.2
 #: tokens that a question, a request and an answer take, with some to spare
 TURN_ROOM = 96
-#: places of a record where positions skip, at most
-MAX_SKIPS = 8
 
 Ids = Sequence[int] | np.ndarray
 
@@ -163,19 +162,10 @@ class TaskSource:
         return replace(example, positions=self._skip(example.loss_weights, rng)) if self._config.span else example
 
     def _skip(self, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Positions of a text that had been longer, by any factor alike up to `span` (Zhu et al. 2023, PoSE).
-
-        They teach distances that rows of this length do not have, at the price of these rows. Facts, questions and
-        answers stay whole: a number with a gap in it cannot be read.
-        """
-        count = len(weights)
-        reach = int(np.exp(rng.uniform(np.log(count), np.log(self._config.span))))
-        reach = max(reach, count)
-        skips = np.zeros(count, np.int64)
+        """Positions that skip in the text: facts, questions and answers stay whole."""
         text = np.flatnonzero(weights[1:] == np.float32(TEXT)) + 1
-        places = rng.choice(text if len(text) else np.arange(1, count), rng.integers(1, MAX_SKIPS + 1))
-        np.add.at(skips, places, rng.multinomial(reach - count, rng.dirichlet(np.ones(len(places)))))
-        return (np.arange(count) + skips.cumsum()).astype(np.int32)
+        places = text if len(text) else np.arange(1, len(weights))
+        return skip_positions(len(weights), places, self._config.span, rng)
 
     def _text(self, length: int, rng: np.random.Generator) -> Record:
         record = self._begin(rng)
