@@ -1,6 +1,7 @@
 """A GGUF file gives what `transformers` computes with the same weights, and every way to break it has its sentence."""
 
 import json
+import math
 import struct
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from lwm.core.errors import UserError
 from lwm.core.params import named_leaves
 from lwm.model.config import Compute, ModelConfig
+from lwm.model.rope import LinearScaling, Llama3Scaling, YarnScaling
 from lwm.model.transformer import Transformer, declare, head_weights, hidden_states, logits
 from lwm.weights.gguf_file import GgufFile
 from lwm.weights.gguf_model import GgufTensors
@@ -31,6 +33,13 @@ HUGGING_FACE = {
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
+
+
+YARN = {
+    "llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+    "llama.rope.scaling.original_context_length": 128,
+}  # fmt: skip
+YARN_GROWTH = 0.1 * math.log(4.0) + 1
 
 
 def fields(kv_heads: int = 2) -> dict:
@@ -167,8 +176,14 @@ def test_only_the_layers_asked_for_are_read(tmp_path, write_gguf, monkeypatch) -
         ({"llama.attention.sliding_window": 64}, r"it has llama\.attention\.sliding_window = 64"),
         ({"llama.rope.dimension_count": 8}, r"its llama\.rope\.dimension_count is 8 and its heads are 16 wide"),
         ({"llama.attention.value_length": 8}, r"its llama\.attention\.value_length is 8"),
-        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "scaling.type is yarn, the factor 4"),
-        ({"llama.rope.scaling.factor": 2.0}, "scaling.type is linear, the factor 2"),
+        ({"llama.rope.scaling.type": "longrope"}, "'longrope': known are none, linear and yarn"),
+        (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
+            "has no .*original_context_len",
+        ),
+        (YARN | {"llama.rope.scaling.yarn_beta_fast": 16.0}, r"yarn_beta_fast is 16, and only 32 is read"),
+        (YARN | {"llama.rope.scaling.factor": 0.5}, "factor of yarn rope_scaling is 0.5"),
+        ({"llama.rope.scaling.factor": 0.5}, "factor of linear rope_scaling is 0.5"),
         ({"llama.block_count": 4}, "blk.3.attn_k.weight is missing"),
         ({"llama.block_count": 2}, "blk.2.attn_k.weight is not a tensor of this model"),
         ({"llama.block_count": 2**32 - 1}, "tells of 4294967295 layers, and it has 30 tensors"),
@@ -204,7 +219,7 @@ def test_a_field_that_is_missing(missing, tmp_path, write_gguf) -> None:
     [
         ("blk.1.attn_q.bias", "blk.1.attn_q.bias is not a tensor of this model"),
         ("blk.0.ffn_gate_exps.weight", "ffn_gate_exps.weight is not a tensor of this model"),
-        ("rope_freqs.weight", "scales its rotary positions by the tensor rope_freqs.weight"),
+        ("rope_factors_long.weight", "scales its rotary positions by the tensor rope_factors_long.weight"),
     ],
 )
 def test_a_tensor_of_another_model_is_refused(name, complaint, tmp_path, write_gguf) -> None:
@@ -215,7 +230,59 @@ def test_a_tensor_of_another_model_is_refused(name, complaint, tmp_path, write_g
 
 def test_scaling_of_no_effect_is_none(tmp_path, write_gguf) -> None:
     for change in ({"llama.rope.scaling.type": "none"}, {"llama.rope.scale_linear": 1.0}, {"llama.expert_count": 0}):
-        assert GgufTensors(write_gguf(tmp_path / "model.gguf", fields() | change, tensors())).config.num_layers == L
+        file = write_gguf(tmp_path / "model.gguf", fields() | change, tensors())
+        assert GgufTensors(file).config.rope_scaling is None
+    ones = tensors() | {"rope_freqs.weight": (np.ones(h // 2, np.float32), "F32")}
+    assert GgufTensors(write_gguf(tmp_path / "ones.gguf", fields(), ones)).config.rope_scaling is None
+
+
+@pytest.mark.parametrize(
+    ("change", "scaling"),
+    [
+        ({"llama.rope.scaling.factor": 2.0}, LinearScaling(2.0)),
+        ({"llama.rope.scale_linear": 4.0}, LinearScaling(4.0)),
+        (YARN, YarnScaling(4.0, 128)),
+        (YARN | {"llama.rope.scaling.attn_factor": 0.5}, YarnScaling(4.0, 128, attention_factor=0.5 * YARN_GROWTH)),
+    ],
+)
+def test_a_scaling_in_the_fields(change, scaling, tmp_path, write_gguf) -> None:
+    file = write_gguf(tmp_path / "model.gguf", fields() | change, tensors())
+    assert GgufTensors(file).config.rope_scaling == scaling
+
+
+def llama_3_factors(factor: float) -> np.ndarray:
+    """As llama.cpp writes them: wavelengths against 8,192 tokens."""
+    wavelengths = 2 * np.pi * 5e4 ** (np.arange(0, h, 2) / h)
+    smooth = np.clip((8192 / wavelengths - 1) / 3, 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_the_scaling_of_llama_3_is_told_from_its_factors(factor, tmp_path, write_gguf) -> None:
+    factors = llama_3_factors(factor)
+    assert len({*factors.tolist()}) > 2
+    more = tensors() | {"rope_freqs.weight": (factors, "F32")}
+    read = GgufTensors(write_gguf(tmp_path / "model.gguf", fields(), more))
+    assert read.config.rope_scaling == Llama3Scaling(factor, 1.0, 4.0, 8192)
+    tokens = np.arange(40, dtype=np.int32)[None]
+    plain = GgufTensors(write_gguf(tmp_path / "plain.gguf", fields(), tensors()))
+    assert np.abs(forward(read, tokens) - forward(plain, tokens)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("factors", "change", "complaint"),
+    [
+        (llama_3_factors(8.0)[::-1].copy(), {}, "has other factors than Llama 3"),
+        (np.full(h // 2, np.nan, np.float32), {}, "factor of llama3 rope_scaling is nan"),
+        (np.ones(h, np.float32), {}, "is not 8 numbers of float32"),
+        (llama_3_factors(8.0), {"llama.rope.freq_base": 0.0}, "is 0 and should be greater than 1"),
+        (llama_3_factors(8.0), {"llama.rope.scaling.factor": 2.0}, "twice: by linear and by rope_freqs.weight"),
+    ],
+)
+def test_factors_of_another_scaling_are_refused(factors, change, complaint, tmp_path, write_gguf) -> None:
+    more = tensors() | {"rope_freqs.weight": (factors, "F32")}
+    with pytest.raises(UserError, match=complaint):
+        GgufTensors(write_gguf(tmp_path / "model.gguf", fields() | change, more))
 
 
 def test_quantized_tensors_want_a_package(tmp_path, write_gguf, monkeypatch) -> None:

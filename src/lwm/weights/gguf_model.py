@@ -18,12 +18,11 @@ from lwm.core.vocab import Vocab
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
 from lwm.weights.gguf_file import GgufFile, StoredTensor
+from lwm.weights.gguf_rope import ROPE_FACTORS, read_scaling
 from lwm.weights.tensors import STACKED, TensorSpec
 
 _ARCHITECTURE = "llama"
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
-#: factors on each rotary frequency
-_ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 #: types that are floats as they stand, by their number in ggml's list
 _FLOATS: dict[int, np.dtype] = {0: jnp.dtype("float32"), 1: jnp.dtype("float16"), 30: jnp.dtype("bfloat16")}
 _FLOAT32 = np.dtype("float32")
@@ -88,7 +87,7 @@ class GgufTensors:
             for own, shape in self._shapes.items()
             for stored in self._stored_names(own)
         }
-        stored_shapes = {name: tensor.shape for name, tensor in self._file.tensors.items()}
+        stored_shapes = {name: tensor.shape for name, tensor in self._file.tensors.items() if name != ROPE_FACTORS}
         require_same_shapes(str(path), stored_shapes, "the Llama that its metadata describes", wanted)
         numbers = {tensor.kind: name for name, tensor in self._file.tensors.items()}
         self._kinds = {number: _kind(number, name, self._file.path) for number, name in numbers.items()}
@@ -209,7 +208,6 @@ def _read_config(file: GgufFile) -> ModelConfig:
     if architecture != _ARCHITECTURE:
         raise UserError(f"{file.path} holds a model of the architecture {architecture!r}: only {_ARCHITECTURE} is read")
     _require_plain(file)
-    _require_no_scaling(file)
     hidden_size, num_heads = _integer(file, "embedding_length"), _integer(file, "attention.head_count")
     num_layers = _integer(file, "block_count")
     if num_layers > len(file.tensors):
@@ -226,6 +224,7 @@ def _read_config(file: GgufFile) -> ModelConfig:
                 f"and its heads are {head_width} wide"
             )
     embedding = file.tensors.get(_EMBEDDING)
+    rope_theta = file.number(f"{_ARCHITECTURE}.rope.freq_base", ModelConfig.rope_theta)
     try:
         return ModelConfig(
             vocab=Vocab(
@@ -239,7 +238,8 @@ def _read_config(file: GgufFile) -> ModelConfig:
             num_heads=num_heads,
             num_kv_heads=_integer(file, "attention.head_count_kv", num_heads),
             head_width=head_width,
-            rope_theta=file.number(f"{_ARCHITECTURE}.rope.freq_base", ModelConfig.rope_theta),
+            rope_theta=rope_theta,
+            rope_scaling=read_scaling(file, f"{_ARCHITECTURE}.rope.", head_width, rope_theta),
             rms_norm_eps=file.number(f"{_ARCHITECTURE}.attention.layer_norm_rms_epsilon"),
             tie_word_embeddings=_HEAD not in file.tensors,
             max_context=_integer(file, "context_length"),
@@ -257,21 +257,3 @@ def _require_plain(file: GgufFile) -> None:
         value = file.metadata.get(f"{_ARCHITECTURE}.{key}", neutral[0])
         if not isinstance(value, int | float) or value not in neutral:
             raise UserError(f"{file.path} is not a plain Llama: it has {_ARCHITECTURE}.{key} = {str(value)[:60]}")
-
-
-def _require_no_scaling(file: GgufFile) -> None:
-    """Refuse rotary positions that are not the plain ones.
-
-    llama.cpp takes a scaling without a type as linear, and writes Llama 3's as a tensor of factors.
-    """
-    for name in _ROPE_FACTORS:
-        if name in file.tensors:
-            raise UserError(f"{file.path} scales its rotary positions by the tensor {name}, which is not read")
-    prefix = f"{_ARCHITECTURE}.rope."
-    kind = file.text(f"{prefix}scaling.type", "linear")
-    factor = file.number(f"{prefix}scaling.factor", file.number(f"{prefix}scale_linear", 1.0))
-    if kind != "none" and (kind != "linear" or factor not in (0, 1)):
-        raise UserError(
-            f"{file.path} scales its rotary positions, which is not read: "
-            f"its {prefix}scaling.type is {kind}, the factor {factor:g}"
-        )
