@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.quantize import Codebook
 from lwm.weights.codec_store import load_codec, save_codec
 from lwm.weights.convert import ConvertConfig, convert
+from lwm.weights.hub import PATTERNS, fetch
 from lwm.weights.load import load_model, open_source
 from lwm.weights.lwm_stream import write_stream
 from lwm.weights.released import RELEASED, released
@@ -86,6 +88,7 @@ def test_there_and_back_by_every_form(seeing: Path, tmp_path: Path) -> None:
     codes = [load_codec(directory, mesh()).encode(frames) for directory in (seeing, steps[2])]
     np.testing.assert_array_equal(*codes)
     assert (steps[1] / "vqgan" / "config.json").exists()
+    assert "The decoder of the codes is in `vqgan/`" in (steps[1] / "README.md").read_text()
     assert {"config.json", "params", "tokenizer.json"} <= {path.name for path in steps[3].iterdir()}
 
 
@@ -127,6 +130,41 @@ def test_the_eleven_released_models() -> None:
     assert released("Llama-2-7b") is released("") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "repository", "files"),
+    [
+        ("LWM-Chat-1M-Jax", "LargeWorldModel/LWM-Chat-1M-Jax", ["params", "tokenizer.model", "vqgan"]),
+        ("LargeWorldModel/LWM-Text-1M", "LargeWorldModel/LWM-Text-1M-Jax", ["params", "tokenizer.model"]),
+        ("someone/LWM-Text-1M", "someone/LWM-Text-1M", list(PATTERNS)),
+    ],
+)
+def test_what_is_asked_of_the_hub(
+    name: str, repository: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def snapshot_download(repo_id: str, allow_patterns: list[str]) -> str:
+        asked[repo_id] = allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert fetch(name) == tmp_path and asked == {repository: files}
+
+
+def test_what_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(repo_id: str, allow_patterns: list[str]) -> str:
+        raise ConnectionError("no route to it\nand more")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    with pytest.raises(UserError, match=r"^cannot download someone/model: no route to it$"):
+        fetch("someone/model")
+    with pytest.raises(UserError, match="give a hub id"):
+        fetch("model")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="pip install"):
+        fetch("someone/model")
+
+
 def test_a_released_stream_is_known_by_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name alone says heads, base and context."""
     small = dataclasses.replace(SEEING, vocab=Vocab(512, 8448, 8192, 256), hidden_size=64, intermediate_size=160)
@@ -147,6 +185,8 @@ def test_a_codec_alone(tmp_path: Path) -> None:
     assert first.keys() == again.keys() and all(np.array_equal(first[name], again[name]) for name in first)
     with pytest.raises(UserError, match="not as a stream"):
         convert(ConvertConfig(str(ours.directory), tmp_path / "stream", to="stream"))
+    with pytest.raises(UserError, match="--dtype, --verify is for models"):
+        convert(ConvertConfig(str(ours.directory), tmp_path / "other", dtype="float16", verify=True))
 
 
 def test_a_codec_that_is_not_the_models(seeing: Path, tmp_path: Path) -> None:
@@ -202,6 +242,7 @@ def test_a_model_of_another_project_is_used_as_it_is(seeing: Path, tmp_path: Pat
 MEMORY = """
 import resource, sys
 from pathlib import Path
+from types import SimpleNamespace
 from lwm.weights.convert import ConvertConfig, convert
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 convert(ConvertConfig(sys.argv[1], Path(sys.argv[2]), to=sys.argv[3], config=Path(sys.argv[4])))

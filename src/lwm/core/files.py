@@ -51,6 +51,19 @@ def read_json(path: Path, when_missing: str) -> dict[str, Any]:
     return values
 
 
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy what is in a file. Errors in writing are the caller's to say.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {source}: {error.strerror}") from None
+    destination.write_bytes(content)
+
+
 def first_bytes(path: Path, count: int) -> bytes:
     """What a file begins with.
 

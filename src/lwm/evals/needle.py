@@ -38,7 +38,7 @@ OnCell = Callable[[int, int, Row], None]
 class NeedleConfig:
     """Hide a number in a long text and ask for it, for every context length, depth and round."""
 
-    #: a model directory, or nano
+    #: a model directory, a GGUF file, or a name: nano, smollm2
     model: str
     #: text files (or .jsonl with a "text" in each line), read one after another; too short a text is repeated
     haystack: tuple[Path, ...]

@@ -38,7 +38,7 @@ SHOWN = {"drawn.png": ("pictures drawn", 24), "filmed.png": ("clips filmed", 8)}
 class WorldConfig:
     """Let a model draw, film, tell and answer, and read back what comes."""
 
-    #: a model directory, or nano
+    #: a model directory, or a name: nano
     model: str
     #: where results go; a run that was interrupted goes on from what is there
     out: Path

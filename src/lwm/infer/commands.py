@@ -33,7 +33,7 @@ class GenerateTextConfig:
 
     #: the text to continue
     prompt: Positional[str]
-    #: a model directory, or nano
+    #: a model directory, a GGUF file, or a name: nano, smollm2
     model: str = "nano"
     #: the most tokens to generate
     max_new_tokens: int = 128
@@ -92,7 +92,7 @@ class ChatConfig:
 
     #: what to ask; left out, questions are read one after the other
     question: Positional[str | None] = None
-    #: a model directory, or nano
+    #: a model directory, a GGUF file, or a name: nano, smollm2
     model: str = "nano"
     #: a text file to ask about
     document: Path | None = None

@@ -64,7 +64,7 @@ class DrawConfig:
     prompt: Positional[str]
     #: a file to write; several are numbered: cat-1.png, cat-2.png
     out: Path
-    #: a model directory, or the name of an embedded model
+    #: a model directory, or a name: nano
     model: str = "nano"
     #: how many to draw at once, each another one
     count: int = 1

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from lwm.core.config import from_json
 from lwm.core.errors import UserError
-from lwm.core.files import whole, write_json
+from lwm.core.files import copy_file, whole, write_json
 from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name, tensor_name
 from lwm.core.vocab import Vocab
 from lwm.vqgan.codec import FrameCodec, declare
@@ -61,7 +61,7 @@ def has_codec(directory: Path | str) -> bool:
 def copy_codec(source: Path | str, directory: Path) -> None:
     """Put the codec of one directory into another."""
     for name in CODEC_FILES:
-        shutil.copyfile(Path(source) / name, directory / name)
+        copy_file(Path(source) / name, directory / name)
 
 
 def require_same_codes(vocab: Vocab, codec: CodecConfig) -> None:

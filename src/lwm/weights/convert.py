@@ -22,9 +22,9 @@ from lwm.vqgan.config import CodecConfig
 from lwm.weights import hugging_face, lwm_stream
 from lwm.weights.codec_convert import convert_codec, is_codec, read_codec
 from lwm.weights.codec_store import has_codec, require_same_codes, save_codec
-from lwm.weights.diffusers_codec import is_diffusers_codec, write_diffusers
+from lwm.weights.diffusers_codec import is_diffusers_codec
 from lwm.weights.hub import fetch
-from lwm.weights.hugging_face_export import write_hugging_face
+from lwm.weights.hugging_face_export import CODEC, write_hugging_face, write_hugging_face_codec
 from lwm.weights.load import Source, StreamFacts, open_source
 from lwm.weights.lwm_stream_config import config_to_json
 from lwm.weights.parity import compare_logits
@@ -35,8 +35,6 @@ from lwm.weights.tensors import Tensors
 Target = Literal["lwm", "hf", "stream"]
 #: bytes that are written, of how many, and what they are of
 Progress = Callable[[int, int, str], None]
-#: where a Hugging Face export keeps its codec, and LWM its own
-VQGAN = CODEC_FILE
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,13 @@ class ConvertConfig:
     download: bool = False
 
 
+#: flags that a codec alone has no use for
+_OF_MODELS = {
+    f"--{name.replace('_', '-')}": name
+    for name in ("dtype", "config", "theta", "max_context", "tokenizer", "codec", "verify")
+}
+
+
 @dataclass(frozen=True)
 class Codec:
     """A codec that was read, and where."""
@@ -93,14 +98,17 @@ class Row:
 
 
 class Counted:
-    """Tensors that tell how much of them was read."""
+    """Tensors that tell how much of them was read, and where they could not be."""
 
-    def __init__(self, tensors: Tensors, count: Callable[[int, str], None]) -> None:
-        self._tensors, self._count = tensors, count
+    def __init__(self, tensors: Tensors, path: Path, count: Callable[[int, str], None]) -> None:
+        self._tensors, self._path, self._count = tensors, path, count
         self.specs = tensors.specs
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        piece = self._tensors.read(name, index)
+        try:
+            piece = self._tensors.read(name, index)
+        except OSError as error:
+            raise UserError(f"cannot read {name} of {self._path}: {error.strerror or error}") from None
         self._count(piece.nbytes, name)
         return piece
 
@@ -146,8 +154,8 @@ def convert(config: ConvertConfig, progress: Progress = lambda done, total, what
         progress(min(done, total), total, what)
 
     with new_directory(config.destination) as written:
-        _write(written, config.to, source.config, Counted(tensors, count), tokenizer, dtype)
-        notes = [] if codec is None else _write_codec(written, config.to, codec)
+        _write(written, config.to, source.config, Counted(tensors, source.path, count), tokenizer, dtype)
+        notes = _notes_on(Path(config.source).name) + ([] if codec is None else _write_codec(written, config.to, codec))
     difference = compare_logits(source, open_source(config.destination)) if config.verify else None
     return Conversion(_rows(tensors, source, config.to, dtype), config.destination, notes, difference)
 
@@ -179,8 +187,10 @@ def _find_codec(config: ConvertConfig, source: Source) -> Codec | None:
     if found is None and source.config.vocab.vision_size:
         if has_codec(directory):
             found = directory
-        elif (directory / VQGAN).is_file() or is_diffusers_codec(directory / VQGAN):
-            found = directory / VQGAN
+        elif (directory / CODEC_FILE).is_file():
+            found = directory / CODEC_FILE
+        elif is_diffusers_codec(directory / CODEC):
+            found = directory / CODEC
     if found is None:
         return None
     codec, params = read_codec(found, config.resolution)
@@ -203,6 +213,12 @@ def _write(
             copy_tokenizer(tokenizer, written)
 
 
+def _notes_on(name: str) -> list[str]:
+    """What there is to know of a published model before it is asked anything."""
+    model = released(name)
+    return [] if model is None or model.chats else [f"{model.name} continues text: it was not trained to answer"]
+
+
 def _write_codec(written: Path, to: Target, codec: Codec) -> list[str]:
     """Put the codec beside the model; what there is to say of it."""
     if to == "lwm":
@@ -210,14 +226,16 @@ def _write_codec(written: Path, to: Target, codec: Codec) -> list[str]:
         return [f"with the codec of {codec.path}"]
     if to == "hf":
         try:
-            write_diffusers(written / VQGAN, codec.config, codec.params)
+            write_hugging_face_codec(written, codec.config, codec.params)
         except UserError as error:
             return [f"without its codec: {error}"]
-        return [f"with the codec of {codec.path}, in {VQGAN}/"]
+        return [f"with the codec of {codec.path}, in {CODEC}/"]
     return ["without its codec: LWM's code reads it from a pickle, and none is written here"]
 
 
 def _convert_codec(config: ConvertConfig, path: Path) -> Conversion:
+    if useless := [flag for flag, name in _OF_MODELS.items() if getattr(config, name) != getattr(ConvertConfig, name)]:
+        raise UserError(f"{path} is a codec alone: {', '.join(useless)} is for models")
     if config.to == "stream":
         raise UserError("a codec is written for this project (--to lwm) or for diffusers (--to hf), not as a stream")
     written = convert_codec(path, config.destination, config.to, config.resolution)

@@ -6,14 +6,17 @@ frame, end of vision. Which is which stands in `config.json` under `lwm_vocab`, 
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import tokenizers
 
 from lwm.core.files import write_file, write_json
 from lwm.core.vocab import Vocab
-from lwm.data.tokenizer import TOKENIZER_FILES, load_tokenizer, tokenizer_file
+from lwm.data.tokenizer import load_tokenizer, tokenizer_file
 from lwm.model.config import ModelConfig
+from lwm.vqgan.config import CodecConfig
+from lwm.weights.diffusers_codec import write_diffusers
 from lwm.weights.hugging_face import to_hugging_face
 from lwm.weights.hugging_face_config import config_to_hugging_face
 from lwm.weights.store import CONFIG, copy_tokenizer
@@ -22,6 +25,7 @@ from lwm.weights.tensors import Tensors
 
 GENERATION = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+README = "README.md"
 NOTES = """\
 # A vision-language model as a plain Llama
 
@@ -43,8 +47,12 @@ To draw a picture, give the model, behind the id that begins a text ({bos_id}),
 
 and sample {tokens_per_frame} ids, each from {first_code:,} to {last_code:,} alone: set the other scores to minus
 infinity. Outside a frame allow text alone; after the last code of a frame, end of frame or end of vision. For guidance
-run `<vision>` alone, behind the same id, beside it and sample from `without + scale * (with - without)`. The decoder
-of the codes is in `vqgan/` where it was exported with the model: `diffusers.VQModel.from_pretrained`.
+run `<vision>` alone, behind the same id, beside it and sample from `without + scale * (with - without)`.
+"""
+#: where the codec is, beside the model
+CODEC = "vqgan"
+CODEC_NOTE = f"""
+The decoder of the codes is in `{CODEC}/`: `diffusers.VQModel.from_pretrained`.
 """
 
 
@@ -67,8 +75,19 @@ def write_hugging_face(
     if not (directory / GENERATION).exists():
         write_json(directory / GENERATION, {"bos_token_id": vocab.bos_id, "eos_token_id": vocab.eos_id})
     if vocab.vision_size:
-        write_file(directory / "README.md", _notes(vocab).encode())
+        write_file(directory / README, _notes(vocab).encode())
     write_json(directory / CONFIG, config_to_hugging_face(config, dtype))
+
+
+def write_hugging_face_codec(directory: Path, config: CodecConfig, params: Any) -> None:
+    """Put a codec beside a vision-language model that `write_hugging_face` wrote.
+
+    Raises:
+        UserError: as `write_diffusers`.
+    """
+    write_diffusers(directory / CODEC, config, params)
+    notes = directory / README
+    write_file(notes, notes.read_bytes() + CODEC_NOTE.encode())
 
 
 def _notes(vocab: Vocab) -> str:
@@ -88,16 +107,11 @@ def _write_tokenizer(directory: Path, file: Path) -> None:
     copy_tokenizer(file, directory)
     if (directory / TOKENIZER_CONFIG).exists():
         return
-    special = load_tokenizer(file)
+    values: dict[str, str | None] = {"tokenizer_class": "LlamaTokenizer"}
     if file.suffix == ".model":
-        values: dict[str, str | None] = {
-            "tokenizer_class": "LlamaTokenizer",
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "unk_token": "<unk>",
-        }
+        values |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     else:
-        named = tokenizers.Tokenizer.from_file(str(directory / TOKENIZER_FILES[0]))
+        special, named = load_tokenizer(file), tokenizers.Tokenizer.from_file(str(file))
         ids = {"bos_token": special.bos_id, "eos_token": special.eos_id}
         tokens = {key: named.id_to_token(token_id) for key, token_id in ids.items() if token_id is not None}
         values = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}

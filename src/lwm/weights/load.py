@@ -175,7 +175,9 @@ def open_source(
     facts: StreamFacts = StreamFacts(),
     known_as: str | None = None,
 ) -> Source:
-    """Find out what a model is, from its configuration alone.
+    """Find out what a model is, without reading its tensors.
+
+    The tokenizer in a GGUF file is written to a temporary directory, which goes when the result does.
 
     `known_as` is the name under which it was published, where that is not the name of its directory.
 

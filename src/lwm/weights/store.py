@@ -2,14 +2,13 @@
 
     config.json          the fields of `ModelConfig`, the vocabulary as a block of its own
     model.safetensors    the tensors, named by their path in the parameter tree: `layers.query`, `final_norm`, ...
-    tokenizer.json       with the files beside it that name its special tokens or how it is asked; or tokenizer.model
+    tokenizer.json       or tokenizer.model, with the files beside it that name its special tokens or how it is asked
 
 Beyond 5 GB the tensors are split into `model-00001-of-00003.safetensors`, ... with `model.safetensors.index.json` as
 Hugging Face has it.
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from lwm.core.errors import UserError
-from lwm.core.files import read_json, write_json
+from lwm.core.files import copy_file, read_json, write_json
 from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name
 from lwm.data.tokenizer import COMPANION_FILES, TOKENIZER_FILES
 from lwm.model.config import ModelConfig
@@ -120,15 +119,16 @@ def write_model(
 
 
 def copy_tokenizer(file: Path, directory: Path) -> None:
-    """Put a tokenizer, and the files that name its special tokens, into a directory."""
+    """Put a tokenizer, and the files that name its special tokens and how it is asked, into a directory.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
     hugging_face, sentencepiece = TOKENIZER_FILES
-    if file.suffix == ".model":
-        shutil.copyfile(file, directory / sentencepiece)
-        return
-    shutil.copyfile(file, directory / hugging_face)
+    copy_file(file, directory / (sentencepiece if file.suffix == ".model" else hugging_face))
     for name in COMPANION_FILES:
         if (file.parent / name).is_file():
-            shutil.copyfile(file.parent / name, directory / name)
+            copy_file(file.parent / name, directory / name)
 
 
 def _replace(directory: Path, written: Path) -> None:

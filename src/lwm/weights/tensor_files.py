@@ -67,7 +67,8 @@ def tensor_paths(directory: Path) -> list[Path]:
     if (directory / TENSORS).exists():
         return [directory / TENSORS]
     index = directory / INDEX
-    weight_map = read_json(index, f"{directory} has no {TENSORS}").get("weight_map")
+    missing = f"there are no tensors in {directory}, in one file ({TENSORS}) or in several"
+    weight_map = read_json(index, missing).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map")
     for name, file in weight_map.items():
