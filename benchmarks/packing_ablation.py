@@ -32,8 +32,8 @@ from lwm.data.examples import Example, ExampleSource, RecordData, nth
 from lwm.data.mixture import MixedData
 from lwm.data.tokenizer import Tokenizer
 from lwm.evals.world_tasks import Asking, Subject
+from lwm.infer.draw_sampling import DrawSampling
 from lwm.infer.engine import Engine
-from lwm.infer.pictures import DrawSampling
 from lwm.nano import vision
 from lwm.nano.world_records import LOOK
 from lwm.train.loop import train

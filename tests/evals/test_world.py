@@ -14,8 +14,8 @@ from lwm.core.params import abstract, init
 from lwm.core.vocab import Vocab
 from lwm.evals.world import WorldConfig, run_world
 from lwm.evals.world_tasks import Asking, Drawing, Finding, Subject, Telling, attributes
+from lwm.infer.draw_sampling import DrawSampling
 from lwm.infer.engine import Engine
-from lwm.infer.pictures import DrawSampling
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
 from lwm.vqgan.codec import FrameCodec

@@ -8,7 +8,8 @@ import pytest
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
 from lwm.data.media import read_frames
-from lwm.infer.pictures import DrawSampling, DrawTask, ImageConfig, VideoConfig, draw, draw_codes
+from lwm.infer.draw_sampling import DrawSampling, sampling_of
+from lwm.infer.pictures import DrawTask, ImageConfig, VideoConfig, _likelihood_of_words, draw, draw_best, draw_codes
 from lwm.infer.sampling import Sampling
 
 WARM = DrawSampling()
@@ -74,3 +75,46 @@ def test_what_cannot_be_drawn_is_refused(vision_model, vision_engine, vision_cod
     with pytest.raises(UserError, match="prompt is empty"):
         ImageConfig(" ", tmp_path / "cat.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_best_of_several_is_the_one_that_its_words_fit_best(vision_model, vision_engine, monkeypatch):
+    task, words = DrawTask(["one", "another"], 2, WARM, seed=5), ["one", "another"]
+    several = draw_codes(replace(task, prompts=["one"] * 4 + ["another"] * 4), vision_model, vision_engine)
+    likely = _likelihood_of_words(several, ["one"] * 4 + ["another"] * 4, vision_model, vision_engine).reshape(2, 4)
+    assert len(np.unique(likely)) == 8
+    seen: list[tuple[int, int]] = []
+    best = draw_best(task, words, 4, vision_model, vision_engine, lambda *counts: seen.append(counts))
+    for place, codes in enumerate(best):
+        np.testing.assert_array_equal(codes, several[4 * place + int(likely[place].argmax())])
+    assert seen[-1] == (16, 16)
+    for one, first in zip(
+        draw_best(task, words, 1, vision_model, vision_engine),
+        draw_codes(task, vision_model, vision_engine),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, first)
+
+
+def test_a_video_longer_than_the_context_is_chosen_by_its_beginning(vision_model, vision_engine):
+    (codes,) = draw_best(DrawTask(["a cat"], 16, WARM, window=4), ["a cat"], 2, vision_model, vision_engine)
+    assert codes.shape == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ('{"best_of": 0}', "--best-of 0: give 1 or more"),
+        ('{"temperature": "hot"}', "temperature='hot', which is not float"),
+        ('{"cfg": 2.0}', "cfg=2.0, which is not a list of float"),
+        ('{"cfg": ["two"]}', "cfg with an item='two', which is not float"),
+        ('{"guidance": 2}', "unknown field 'guidance'"),
+        ("{", "cannot read"),
+    ],
+)
+def test_a_model_says_how_it_draws_best(tmp_path, written, problem):
+    assert sampling_of(tmp_path) == DrawSampling()
+    (tmp_path / "drawing.json").write_text('{"temperature": 1, "cfg": [5, 1], "top_k": 8192}')
+    assert sampling_of(tmp_path) == DrawSampling(temperature=1.0, cfg=(5.0, 1.0), top_k=8192)
+    (tmp_path / "drawing.json").write_text(written)
+    with pytest.raises(UserError, match=problem):
+        sampling_of(tmp_path)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from lwm.core.params import count
 from lwm.model.transformer import declare
 from lwm.nano import RUNS, text
 from lwm.nano.train_tokenizer import SIZE_WITH_WORDS
-from lwm.nano.vision import CODEC, STAGES
+from lwm.nano.vision import CODEC, DEEPER_STAGES, DEEPER_START, LAST_OF_FOUR, NEW_LAYERS, STAGES
 from lwm.nano.world_records import FILES, TEXTS
 
 
@@ -19,11 +20,19 @@ def test_each_stage_starts_from_the_one_before_and_the_first_from_text():
         assert run.init_from == str(before.out)
 
 
-@pytest.mark.parametrize("name", STAGES)
+def test_the_last_stages_go_on_from_the_model_that_was_deepened():
+    runs = [stage() for stage in DEEPER_STAGES.values()]
+    assert list(STAGES)[-1] == LAST_OF_FOUR
+    assert [run.init_from for run in runs] == [str(RUNS / DEEPER_START), str(runs[0].out)]
+
+
+@pytest.mark.parametrize("name", [*STAGES, *DEEPER_STAGES])
 def test_a_stage_mixes_text_with_records_that_are_made(name):
-    run = STAGES[name]()
+    run = (STAGES | DEEPER_STAGES)[name]()
     assert run.model.vocab.text_size == SIZE_WITH_WORDS and run.codec == str(CODEC)
-    assert run.model == STAGES["nano-single"]().model and run.seq_len <= run.model.max_context
+    layers = STAGES["nano-single"]().model.num_layers + (len(NEW_LAYERS) if name in DEEPER_STAGES else 0)
+    assert run.model == replace(STAGES["nano-single"]().model, num_layers=layers)
+    assert run.seq_len <= run.model.max_context
     assert sum(run.data.shares) == pytest.approx(1)
     assert count(declare(run.model)) * 2 < 6_000_000  # bytes in bf16
     known = {*TEXTS, "vision"}

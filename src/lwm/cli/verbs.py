@@ -18,6 +18,7 @@ from lwm.core.errors import UserError
 
 if TYPE_CHECKING:
     from lwm.evals.needle import NeedleConfig
+    from lwm.infer.draw_sampling import DrawSampling
     from lwm.infer.session import Session
 
 
@@ -135,14 +136,22 @@ def generate_video(arguments: Arguments) -> None:
 
 
 def _generate_frames(name: str, arguments: Arguments, kind: type) -> None:
-    from lwm.infer.pictures import DrawSampling, draw
+    from lwm.infer.pictures import draw
 
-    config, sampling, machine = parse(name, arguments, kind, DrawSampling(), Machine())
+    config, sampling, machine = parse(name, arguments, kind, _own_sampling(arguments), Machine())
     model, engine = open_model(config.model, machine)
     codec = open_codec(config.model, Devices(machine.mesh))
     with progress("frames") as report:
         for file in draw(config, model, engine, codec, sampling, report):
             show(str(file))
+
+
+def _own_sampling(arguments: Arguments) -> "DrawSampling":
+    """How the model that the flags name draws best."""
+    from lwm.infer.draw_sampling import sampling_of
+    from lwm.weights.load import locate
+
+    return sampling_of(locate(_named(arguments, "--model") or "nano"))
 
 
 @verb(
@@ -161,7 +170,7 @@ def train(arguments: Arguments) -> int:
     from lwm.train.codec_run import CodecRun
 
     name, *flags = arguments
-    run, start = parse(f"train {name}", flags, preset(name, _init_from(flags)), Start())
+    run, start = parse(f"train {name}", flags, preset(name, _named(flags, "--init-from", "--init_from")), Start())
     if start.held_out_path is not None:
         if isinstance(run, CodecRun) or not isinstance(run.data, RecordData):
             raise UserError(f"--held-out-path is for runs that read records, and {name} makes its own examples")
@@ -176,11 +185,11 @@ def train(arguments: Arguments) -> int:
     return 0
 
 
-def _init_from(flags: Arguments) -> str | None:
-    """The model that the flags name to start from, before they are read: it says what the others have as defaults."""
+def _named(flags: Arguments, *spellings: str) -> str | None:
+    """The model that the flags name, before they are read: it says what the others have as defaults."""
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    reader.add_argument("--init-from", "--init_from", nargs="?")
-    named: str | None = reader.parse_known_args(flags)[0].init_from
+    reader.add_argument(*spellings, nargs="?", dest="named")
+    named: str | None = reader.parse_known_args(flags)[0].named
     return named
 
 
@@ -305,9 +314,8 @@ def eval_world(arguments: Arguments) -> None:
     """`lwm eval world`."""
     from lwm.evals.world import WorldConfig, run_world
     from lwm.evals.world_tasks import Subject
-    from lwm.infer.pictures import DrawSampling
 
-    config, sampling, machine = parse("eval world", arguments, WorldConfig, DrawSampling(), Machine())
+    config, sampling, machine = parse("eval world", arguments, WorldConfig, _own_sampling(arguments), Machine())
     opened = open_model(config.model, machine)
     subject = Subject(*opened, open_codec(config.model, Devices(machine.mesh)), sampling, config.seed)
     with progress("questions") as report:

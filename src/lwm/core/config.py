@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 from lwm.core.errors import UserError
 
-#: kinds of fields that a JSON value is checked against; a tuple is a list of integers in JSON
+#: kinds of fields that a JSON value is checked against; a tuple of one of them is a list in JSON
 PLAIN = (int, float, bool)
 
 
@@ -45,6 +45,7 @@ def _checked(value: object, kind: Any, where: str) -> object:
             raise UserError(f"{where}={value!r}, which is too large") from None
     if getattr(kind, "__origin__", None) is not tuple:
         return value
-    if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
-        raise UserError(f"{where}={value!r}, which is not a list of int")
-    return tuple(value)
+    item = get_args(kind)[0]
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{where}={value!r}, which is not a list of {item.__name__}")
+    return tuple(_checked(one, item, f"{where} with an item") for one in value)

@@ -135,11 +135,16 @@ def frames_in(
     return codes.reshape(-1, tokens_per_frame)
 
 
+def unpack(frames: bytes) -> Int32[np.ndarray, "n"]:
+    """Codes out of bytes."""
+    return np.frombuffer(frames, "<u2").astype(np.int32)
+
+
 def _numbers(value: object, name: str, record_id: str) -> Int32[np.ndarray, "n"]:
     if isinstance(value, bytes):
         if len(value) % CODE_BYTES:
             raise BadRecordError(record_id, f"field {name!r} has {len(value)} bytes, and a code takes {CODE_BYTES}")
-        return np.frombuffer(value, "<u2").astype(np.int32)
+        return unpack(value)
     if not isinstance(value, list) or not all(type(code) is int for code in value):
         raise BadRecordError(record_id, f"field {name!r} is not a list of codes")
     try:

@@ -28,8 +28,8 @@ from lwm.evals.lengths import short
 from lwm.evals.needle import NeedleTask
 from lwm.evals.needle_report import NeedleReport
 from lwm.evals.world_tasks import Subject
+from lwm.infer.draw_sampling import sampling_of
 from lwm.infer.engine import Engine
-from lwm.infer.pictures import DrawSampling
 from lwm.infer.session import require_tokenizer
 from lwm.nano.corpus import Document, held_out_documents
 from lwm.weights.codec_store import load_codec
@@ -151,7 +151,7 @@ def _subject(model: LoadedModel, engine: Engine) -> Subject | None:
     if not model.config.vocab.vision_size:
         return None
     codec = load_codec(model.directory, model.mesh)
-    return Subject(model, engine, codec, DrawSampling()) if codec.resolution == SIDE else None
+    return Subject(model, engine, codec, sampling_of(model.directory)) if codec.resolution == SIDE else None
 
 
 def _seen(world: WorldSeen) -> Table:

@@ -11,8 +11,9 @@ from jaxtyping import Int32
 
 from lwm.evals.journal import Row
 from lwm.infer import prompts
+from lwm.infer.draw_sampling import DrawSampling
 from lwm.infer.engine import Engine
-from lwm.infer.pictures import DrawSampling, DrawTask, draw_codes
+from lwm.infer.pictures import DrawTask, draw_best
 from lwm.infer.prompts import Prompt
 from lwm.infer.session import require_tokenizer
 from lwm.vqgan.codec import FrameCodec
@@ -42,10 +43,12 @@ class Subject:
     sampling: DrawSampling
     seed: int = 0
 
-    def draw(self, asked: Sequence[str], num_frames: int, seed: int) -> list[Int32[np.ndarray, "frames P"]]:
-        """The codes drawn for each prompt."""
+    def draw(self, words: Sequence[str], num_frames: int, seed: int) -> list[Int32[np.ndarray, "frames P"]]:
+        """The codes drawn for each caption."""
+        ask = prompts.draw_image if num_frames == 1 else prompts.draw_video
+        asked = [ask(caption) for caption in words]
         task = DrawTask(asked, num_frames, self.sampling.plain(), self.sampling.cfg, seed)
-        return draw_codes(task, self.model, self.engine)
+        return draw_best(task, words, self.sampling.best_of, self.model, self.engine)
 
     def answer(self, asked: Sequence[Prompt]) -> list[str]:
         """The likeliest answer to each prompt."""
@@ -82,8 +85,7 @@ class Drawing:
 
     def run(self, numbers: Sequence[int], subject: Subject) -> list[Row]:
         told = [self.scene(number)[1] for number in numbers]
-        ask = prompts.draw_image if self.num_frames == 1 else prompts.draw_video
-        codes = subject.draw([ask(words) for words in told], self.num_frames, subject.seed + numbers[0])
+        codes = subject.draw(told, self.num_frames, subject.seed + numbers[0])
         return [
             self._row(number, words, own, [read(frame) for frame in subject.codec.decode(own)])
             for number, words, own in zip(numbers, told, codes, strict=True)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 from tyro.conf import Positional, arg
 
 from lwm.core.errors import UserError
@@ -22,7 +22,9 @@ from lwm.core.vocab import Vocab
 from lwm.data.media_out import require_writable, save_frames
 from lwm.data.vision import OPENING
 from lwm.infer import prompts
+from lwm.infer.draw_sampling import DrawSampling, sampling_of
 from lwm.infer.engine import Engine
+from lwm.infer.likelihood import log_likelihoods
 from lwm.infer.sampling import FrameSampling, Sampling
 from lwm.infer.session import require_tokenizer
 from lwm.vqgan.codec import FrameCodec
@@ -33,27 +35,10 @@ from lwm.weights.load import LoadedModel
 Progress = Callable[[int, int], None]
 #: what each frame before a window adds to its seed, so that no two windows draw alike
 WINDOW_SEED = 7_919
+#: how a model is asked what it drew
+LOOK = "What do you see?"
 #: pictures smaller than this are written larger, each pixel repeated
 LEAST_SIDE = 256
-
-
-@dataclass(frozen=True)
-class DrawSampling(Sampling):
-    """How the codes of frames are drawn, and how much the prompt is heeded."""
-
-    temperature: float = 0.7
-    #: classifier-free guidance of the first frame, the second, ..., the last for all that follow: 1 takes the prompt as
-    #: it is, more draws away from what would have come unasked
-    cfg: tuple[float, ...] = (2.0,)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.cfg or not all(0 <= guide < math.inf for guide in self.cfg):
-            raise UserError(f"--cfg {' '.join(map(str, self.cfg))}: give one or more numbers of 0 or more")
-
-    def plain(self) -> Sampling:
-        """Without the guidance."""
-        return Sampling(self.temperature, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True)
@@ -106,23 +91,24 @@ def draw(
     model: LoadedModel,
     engine: Engine,
     codec: FrameCodec,
-    sampling: DrawSampling = DrawSampling(),
+    sampling: DrawSampling | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Draw `config.count` pictures or videos and write them; return their paths.
+    """Draw `config.count` pictures or videos and write them; return their paths. Without `sampling`, the model's own.
 
     Raises:
         UserError: a model that does not draw, a prompt or a video that is too long, a file that cannot be written.
     """
     require_writable(config.out, config.num_frames)
     require_same_codes(model.config.vocab, codec.config)
+    sampling = sampling_of(model.directory) if sampling is None else sampling
     is_video = isinstance(config, VideoConfig)
     asked = prompts.draw_video(config.prompt) if is_video else prompts.draw_image(config.prompt)
     task = DrawTask(
         [asked] * config.count, config.num_frames, sampling.plain(), sampling.cfg, config.seed,
         config.window if isinstance(config, VideoConfig) else 0,
     )  # fmt: skip
-    codes = draw_codes(task, model, engine, progress)
+    codes = draw_best(task, [config.prompt] * config.count, sampling.best_of, model, engine, progress)
     files = [config.out]
     if config.count > 1:
         files = [config.out.with_stem(f"{config.out.stem}-{number}") for number in range(1, config.count + 1)]
@@ -178,6 +164,42 @@ def draw_codes(
         new = _draw_frames(engine, rows, count, window, report)
         done = [np.concatenate([codes, more]) for codes, more in zip(done, new, strict=True)]
     return done
+
+
+def draw_best(
+    task: DrawTask,
+    words: Sequence[str],
+    best_of: int,
+    model: LoadedModel,
+    engine: Engine,
+    progress: Progress | None = None,
+) -> list[Int32[np.ndarray, "frames P"]]:
+    """For each prompt the best of so many drawings: the one that the model, when it looks at it, finds best told by
+    the `words` that it was asked for with. (Ramesh et al. 2021 let another model choose; this one reads, too.)
+
+    Raises:
+        UserError: as `draw_codes`.
+    """
+    if best_of == 1:
+        return draw_codes(task, model, engine, progress)
+    several = replace(task, prompts=[prompt for prompt in task.prompts for _ in range(best_of)])
+    drawn = draw_codes(several, model, engine, progress)
+    told = [own for own in words for _ in range(best_of)]
+    likely = _likelihood_of_words(drawn, told, model, engine).reshape(-1, best_of)
+    return [drawn[place * best_of + int(best)] for place, best in enumerate(likely.argmax(axis=1))]
+
+
+def _likelihood_of_words(
+    drawn: Sequence[Int32[np.ndarray, "frames P"]], words: Sequence[str], model: LoadedModel, engine: Engine
+) -> Float32[np.ndarray, "n"]:
+    """How likely a model tells drawings by these words. Of a video beyond its context it sees the beginning."""
+    vocab, tokenizer = model.config.vocab, require_tokenizer(model)
+    answers = [tokenizer.encode(f" {own.strip()}") for own in words]
+    of_one = len(prompts.encode_prompt(tokenizer, vocab, prompts.about_frames(LOOK, [drawn[0][:1]])))
+    room, per_frame = model.config.max_context - max(map(len, answers)) - of_one, vocab.tokens_per_frame + 1
+    fits = 1 + max(0, room // per_frame)
+    asked = [prompts.about_frames(LOOK, [codes[:fits]]) for codes in drawn]
+    return log_likelihoods(engine, [prompts.encode_prompt(tokenizer, vocab, each) for each in asked], answers)
 
 
 def _frames_at_once(task: DrawTask, prompt_tokens: int, model: LoadedModel) -> int:

@@ -43,8 +43,21 @@ def target_weight(batch: Batch, vocab: Vocab) -> PerModality:
     return _by_modality(batch.loss_weights, vocab.is_vision(batch.targets))
 
 
-def loss_sums(params: Transformer, batch: Batch, config: ModelConfig, compute: Compute) -> LossSums:
-    """Forward pass and summed losses of a batch.
+@pytree
+@dataclass(frozen=True)
+class TokenLosses:
+    """Of each target of a batch, in an order of its own within each device's share of a row."""
+
+    #: negative log-likelihood among the ids of the target's modality; 0 where no row has weight
+    nll: Float[Array, "B T"]
+    #: 1 where the target scored highest
+    correct: Float[Array, "B T"]
+    weights: Float[Array, "B T"]
+    vision: Bool[Array, "B T"]
+
+
+def token_losses(params: Transformer, batch: Batch, config: ModelConfig, compute: Compute) -> TokenLosses:
+    """Forward pass and the loss of each target.
 
     Logits exist for one chunk of tokens at a time, and for none in which no row has a token of weight. Tokens of weight
     come first, so that prompts and padding cost what the row with the fewest of them has.
@@ -64,11 +77,16 @@ def loss_sums(params: Transformer, batch: Batch, config: ModelConfig, compute: C
 
     losses = over_token_chunks(chunk, (hidden, targets, weights), compute.loss_chunk)
     nll, correct = jnp.moveaxis(losses, -1, 0)
-    vision = config.vocab.is_vision(targets)
+    return TokenLosses(nll, correct, weights, config.vocab.is_vision(targets))
+
+
+def loss_sums(params: Transformer, batch: Batch, config: ModelConfig, compute: Compute) -> LossSums:
+    """Forward pass and summed losses of a batch."""
+    each = token_losses(params, batch, config, compute)
     return LossSums(
-        weighted_nll=_by_modality(weights * nll, vision),
-        weighted_correct=_by_modality(weights * correct, vision),
-        weight=_by_modality(weights, vision),
+        weighted_nll=_by_modality(each.weights * each.nll, each.vision),
+        weighted_correct=_by_modality(each.weights * each.correct, each.vision),
+        weight=_by_modality(each.weights, each.vision),
     )
 
 

@@ -59,6 +59,7 @@ def main() -> None:
     for presets, picture, told in (
         (text.STAGES, "curve.png", "training (grey), held-out text and answers (blue)"),
         (vision.STAGES, "vision_curve.png", "training (grey), held-out clips: text (blue), codes (orange)"),
+        (vision.DEEPER_STAGES, "deeper_curve.png", "training (grey), held-out clips: text (blue), codes (orange)"),
     ):
         stages = []
         for name, stage in presets.items():

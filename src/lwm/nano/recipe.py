@@ -2,24 +2,31 @@
 
     python -m lwm.nano.recipe          runs or resumes every stage in runs/, then embeds the model of the last
 
-LWM's order: text of growing length, a codec, pictures, clips, long videos; then long texts once more.
+LWM's order: text of growing length, a codec, pictures, clips, long videos; then long texts once more. At last the model
+gets two layers more, for scenes of several shapes, and what it was never shown is put together from what it was.
 """
 
-import shutil
 import sys
 from collections.abc import Callable, Iterable
 
 from lwm.model.config import SIZES, lengthen
 from lwm.nano import RUNS, text, train_tokenizer, vision, world_records
 from lwm.nano.codec import nano_codec
+from lwm.nano.deeper import write_deeper
 from lwm.nano.start import write_start
+from lwm.nano.unseen import put_together
 from lwm.train.base import saved_steps
 from lwm.train.codec import train_codec
 from lwm.train.codec_run import CodecRun
 from lwm.train.loop import train
 from lwm.train.run import Run
 
-STAGES: dict[str, Callable[[], Run | CodecRun]] = {**text.STAGES, "nano-codec": nano_codec, **vision.STAGES}
+STAGES: dict[str, Callable[[], Run | CodecRun]] = {
+    **text.STAGES,
+    "nano-codec": nano_codec,
+    **vision.STAGES,
+    **vision.DEEPER_STAGES,
+}
 
 
 def finish(runs: Iterable[Run | CodecRun]) -> None:
@@ -38,9 +45,11 @@ def main() -> None:
     write_start(lengthen(SIZES["nano"], 256, text.FIRST_ROPE_THETA), RUNS / "nano-start")
     finish([*(stage() for stage in text.STAGES.values()), nano_codec()])
     world_records.main(vision.CODEC, vision.RECORDS)
-    runs = [stage() for stage in vision.STAGES.values()]
+    finish(stage() for stage in vision.STAGES.values())
+    write_deeper(RUNS / vision.LAST_OF_FOUR / "model", vision.NEW_LAYERS, RUNS / vision.DEEPER_START)
+    runs = [stage() for stage in vision.DEEPER_STAGES.values()]
     finish(runs)
-    shutil.copytree(runs[-1].out / "model", train_tokenizer.TOKENIZER_FILE.parent, dirs_exist_ok=True)
+    put_together(runs[-1].out / "model", vision.RECORDS, train_tokenizer.TOKENIZER_FILE.parent)
 
 
 if __name__ == "__main__":

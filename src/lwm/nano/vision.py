@@ -39,6 +39,8 @@ WEIGHT_DECAY = 0.01
 #: steps are so short that the usual 0.95 forgets how large the gradient of a code that is seldom drawn was
 B2 = 0.995
 CONTEXT, ROPE_THETA = 16_384, 1e16
+#: before which of its four layers the model gets new ones, halfway
+NEW_LAYERS, DEEPER_START = (2, 3), "nano-deeper-start"
 #: nothing but captions, so that no question gives away what is to be seen
 _CAPTIONS = (DRAW,) * 5 + (TELL,) * 4 + (UNASKED,)
 #: what is drawn takes longer to learn than what is told. Some is drawn unasked, for guidance to draw away from
@@ -173,6 +175,40 @@ def nano_long_texts() -> Run:
     return _stage("nano-long-texts", parts, row=16_384, steps=45, learning_rate=7e-4, after="nano-films")
 
 
+def nano_deeper() -> Run:
+    """Two layers more (`nano/deeper.py`), and several shapes at once: which words belong to which of them.
+
+    lwm train nano-deeper --cpu-devices 2
+    """
+    parts = (
+        (_records("pictures"), 0.44),
+        (_records("stories", (STORY,)), 0.04),
+        (_records("moves", _FILM_ORDERS), 0.06),
+        (_records("clips_4"), 0.14),
+        (_records("clips_8"), 0.18),
+        (_SHORT_TEXTS, 0.14),
+    )
+    run = _stage("nano-deeper", parts, row=512, steps=8000, learning_rate=2e-3, after=DEEPER_START)
+    return _deeper(run)
+
+
+def nano_far() -> Run:
+    """Long texts and long videos again, in rows of 16,384 tokens.
+
+    lwm train nano-far --cpu-devices 2
+    """
+    parts = (
+        (_records("pictures"), 0.14),
+        (_records("stories", (STORY,)), 0.03),
+        (_records("clips_4"), 0.05),
+        (_records("clips_8"), 0.12),
+        (_films(max_clips=58), 0.12),
+        (replace(_LONG_TEXTS, lengths=(16_384, 8192, 2048), length_shares=(0.5, 0.25, 0.25)), 0.36),
+        (_MIXED_TEXTS, 0.18),
+    )
+    return _deeper(_stage("nano-far", parts, row=8192, steps=120, learning_rate=1e-3, after="nano-deeper"))
+
+
 STAGES: dict[str, Callable[[], Run]] = {
     "nano-single": nano_single,
     "nano-pictures": nano_pictures,
@@ -183,6 +219,16 @@ STAGES: dict[str, Callable[[], Run]] = {
     "nano-films": nano_films,
     "nano-long-texts": nano_long_texts,
 }
+LAST_OF_FOUR = "nano-long-texts"
+#: from here on with two layers more
+DEEPER_STAGES: dict[str, Callable[[], Run]] = {
+    "nano-deeper": nano_deeper,
+    "nano-far": nano_far,
+}
+
+
+def _deeper(run: Run) -> Run:
+    return replace(run, model=replace(run.model, num_layers=run.model.num_layers + len(NEW_LAYERS)))
 
 
 def _records(name: str, orders: tuple[str, ...] = _ORDERS) -> RecordData:
@@ -224,7 +270,7 @@ def _stage(
             b2=B2,
             weight_decay=WEIGHT_DECAY,
         ),
-        compute=Compute(remat="none", attention=AttentionConfig(query_block=128, key_block=128), loss_chunk=256),
+        compute=Compute(remat="none", attention=AttentionConfig(query_block=128, key_block=128), loss_chunk=128),
         weighting="tokens",
         held_out=RecordData(path=str(RECORDS / f"{held_out}.parquet"), fields=(DRAW, TELL), separator=""),
         held_out_batches=16_384 // row,

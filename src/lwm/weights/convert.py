@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from lwm.core.errors import UserError
 from lwm.core.files import write_json
-from lwm.data.tokenizer import load_tokenizer, tokenizer_file
+from lwm.data.tokenizer import DRAWING, load_tokenizer, tokenizer_file
 from lwm.model.config import ModelConfig
 from lwm.vqgan.config import CodecConfig
 from lwm.weights import hugging_face, lwm_stream
@@ -155,6 +155,8 @@ def convert(config: ConvertConfig, progress: Progress = lambda done, total, what
 
     with new_directory(config.destination) as written:
         _write(written, config.to, source.config, Counted(tensors, source.path, count), tokenizer, dtype)
+        if config.to == "lwm" and (model := released(Path(config.source).name)) is not None and model.sees:
+            write_json(written / DRAWING, model.drawing)
         notes = _notes_on(Path(config.source).name) + ([] if codec is None else _write_codec(written, config.to, codec))
     difference = compare_logits(source, open_source(config.destination)) if config.verify else None
     return Conversion(_rows(tensors, source, config.to, dtype), config.destination, notes, difference)

@@ -7,6 +7,7 @@ tables 11 and 13, and the released configurations.)
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from lwm.core.vocab import Vocab
 from lwm.model.config import SIZES, ModelConfig
@@ -41,6 +42,11 @@ class Released:
     def files(self) -> tuple[str, ...]:
         """What its stream's directory holds."""
         return (STREAM_FILE, TOKENIZER_FILE, CODEC_FILE) if self.sees else (STREAM_FILE, TOKENIZER_FILE)
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """How LWM's scripts draw with it: the first frame guided, those after it as they come."""
+        return {"temperature": 1.0, "top_k": 8_192, "cfg": [5.0, 1.0]}
 
     @property
     def config(self) -> ModelConfig:
