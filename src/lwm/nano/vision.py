@@ -188,7 +188,7 @@ def nano_deeper() -> Run:
         (_records("clips_8"), 0.18),
         (_SHORT_TEXTS, 0.14),
     )
-    run = _stage("nano-deeper", parts, row=512, steps=8000, learning_rate=2e-3, after=DEEPER_START)
+    run = _stage("nano-deeper", parts, row=512, steps=6000, learning_rate=2e-3, after=DEEPER_START)
     return _deeper(run)
 
 
@@ -206,7 +206,7 @@ def nano_far() -> Run:
         (replace(_LONG_TEXTS, lengths=(16_384, 8192, 2048), length_shares=(0.5, 0.25, 0.25)), 0.36),
         (_MIXED_TEXTS, 0.18),
     )
-    return _deeper(_stage("nano-far", parts, row=8192, steps=120, learning_rate=1e-3, after="nano-deeper"))
+    return _deeper(_stage("nano-far", parts, row=8192, steps=100, learning_rate=1e-3, after="nano-deeper"))
 
 
 STAGES: dict[str, Callable[[], Run]] = {
