@@ -41,3 +41,9 @@ def test_a_directory_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config\.json does not describe an evaluation"):
         Journal.open(tmp_path, SETTINGS)
+
+
+def test_a_line_without_what_tells_its_cell_is_named(tmp_path):
+    Journal.open(tmp_path, SETTINGS).add([{"task": "a", "number": 1}, {}])
+    with pytest.raises(UserError, match=r"cells\.jsonl:2 is not a result: delete the line"):
+        Journal.open(tmp_path, SETTINGS).rows("task", "number")

@@ -46,15 +46,15 @@ class Journal:
             raise UserError(f"cannot write results to {directory}: {error.strerror}") from None
         return journal
 
-    def rows(self) -> list[Row]:
-        """All finished cells, in the order they were finished.
+    def rows(self, *fields: str) -> list[Row]:
+        """All finished cells, in the order they were finished; each has these fields at least.
 
         Raises:
             UserError: a line is not one of them (names it).
         """
         path = self.directory / ROWS
         lines = path.read_bytes().splitlines() if path.exists() else []
-        return [_read_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+        return [_read_row(line, f"{path}:{number}", fields) for number, line in enumerate(lines, 1)]
 
     def add(self, rows: Iterable[Row]) -> None:
         """Keep finished cells; when it returns they are on the disk."""
@@ -72,12 +72,12 @@ class Journal:
                 os.truncate(path, written.rfind(b"\n") + 1)
 
 
-def _read_row(line: bytes, where: str) -> Row:
+def _read_row(line: bytes, where: str, fields: tuple[str, ...]) -> Row:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or not row.keys() >= set(fields):
         raise UserError(f"{where} is not a result: delete the line and its cell is run again")
     return row
 

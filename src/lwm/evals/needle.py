@@ -6,7 +6,6 @@ DIR then holds `results.json` (LWM's fields, a row for each cell), `summary.json
 `heat_map.png`, and `cells.jsonl`, from which an interrupted run goes on.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from pathlib import Path
 from lwm.core.errors import UserError
 from lwm.core.files import write_file, write_json
 from lwm.data.tokenizer import Tokenizer
+from lwm.evals.fingerprint import fingerprint
 from lwm.evals.haystack import Haystack, read_haystack
 from lwm.evals.journal import Journal, Row
 from lwm.evals.lengths import parse_lengths
@@ -28,8 +28,6 @@ from lwm.infer.prompts import NEEDLE_CITIES
 from lwm.infer.session import require_tokenizer
 from lwm.weights.load import LoadedModel
 
-#: the files of a model directory that its answers depend on, by their endings
-_FINGERPRINTED = (".safetensors", ".json", ".model", ".jinja")
 #: told (cells done, cells in all, the row just finished)
 OnCell = Callable[[int, int, Row], None]
 
@@ -156,7 +154,7 @@ def run_needle(config: NeedleConfig, model: LoadedModel, engine: Engine, on_cell
         task.trial(cell)
     settings = _settings(config, model, engine, haystack)
     journal = Journal.open(config.out, settings)
-    rows = {_cell_of(row): row for row in journal.rows()}
+    rows = {_cell_of(row): row for row in journal.rows("context_length", "depth_percent", "round")}
     left = [cell for cell in config.cells if cell not in rows]
     for cells in _batches(left, config.batch_tokens):
         finished = task.run(cells)
@@ -188,17 +186,6 @@ def _settings(config: NeedleConfig, model: LoadedModel, engine: Engine, haystack
         "seed": config.seed,
         "answer_tokens": config.answer_room,
     }
-
-
-def fingerprint(directory: Path) -> str:
-    """Changes when a model is replaced; of large files only the two ends are read."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in directory.iterdir() if path.suffix in _FINGERPRINTED):
-        with open(path, "rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, path.stat().st_size - (1 << 20)))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
 
 
 def _cell_of(row: Row) -> Cell:

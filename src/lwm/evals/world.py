@@ -19,7 +19,7 @@ from lwm.core.errors import UserError
 from lwm.core.files import write_file, write_json
 from lwm.evals.gallery import Shown, gallery
 from lwm.evals.journal import Journal, Row
-from lwm.evals.needle import fingerprint
+from lwm.evals.fingerprint import fingerprint
 from lwm.evals.score import wilson_interval
 from lwm.evals.world_codec import held_out_scenes, score_codec
 from lwm.evals.world_tasks import Asking, Drawing, Finding, Subject, Task, Telling
@@ -127,7 +127,7 @@ def run_world(config: WorldConfig, subject: Subject, on_rows: OnRows | None = No
         raise UserError(f"the small world is drawn at {SIDE} pixels a side, and the codec's pictures have others")
     settings = _settings(config, subject)
     journal = Journal.open(config.out, settings)
-    rows = {(row["task"], row["number"]): row for row in journal.rows()}
+    rows = {(row["task"], row["number"]): row for row in journal.rows("task", "number")}
     wanted = [(task.name, number) for task in config.tasks() for number in range(task.count)]
     for task in config.tasks():
         left = iter([number for number in range(task.count) if (task.name, number) not in rows])
