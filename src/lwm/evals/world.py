@@ -17,9 +17,9 @@ from rich.table import Table
 
 from lwm.core.errors import UserError
 from lwm.core.files import write_file, write_json
+from lwm.evals.fingerprint import fingerprint
 from lwm.evals.gallery import Shown, gallery
 from lwm.evals.journal import Journal, Row
-from lwm.evals.fingerprint import fingerprint
 from lwm.evals.score import wilson_interval
 from lwm.evals.world_codec import held_out_scenes, score_codec
 from lwm.evals.world_tasks import Asking, Drawing, Finding, Subject, Task, Telling
