@@ -100,3 +100,13 @@ def test_frames_are_counted_not_spelled(write_jsonl, tokenizer_file):
     report = check(CheckConfig(str(file), fields=("[ask+vision],answer",)), tokenizer_file, vocab)
     assert not report.bad
     assert "Look: <vision>[4 codes]▪[4 codes]■</vision>⟦Two.<|eos|>⟧" in rendered(report)
+
+
+def test_a_tokenizer_of_more_ids_than_the_models_is_refused(write_jsonl, tokenizer_file):
+    with pytest.raises(UserError, match=r"tokenizer\.json does not match the model: it has 258 ids, the model 257"):
+        check(CheckConfig(str(write_jsonl({"text": "hello"}))), tokenizer_file, Vocab(text_size=257))
+
+
+def test_half_a_character_is_malformed(write_jsonl, tokenizer_file):
+    report = check(CheckConfig(str(write_jsonl('{"text": "\\ud83d x"}', {"text": "x"}))), tokenizer_file, VOCAB)
+    assert report.bad == {"records.jsonl:1": "text is not valid Unicode"}

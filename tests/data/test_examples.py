@@ -101,6 +101,8 @@ def test_orders_are_drawn_by_seed_and_index_alone(byte_tokenizer):
         (None, "field 'answer' is null, not text"),
         (["4"], "field 'answer' is list, not text"),
         (True, "field 'answer' is bool, not text"),
+        (float("nan"), "field 'answer' is nan, neither text nor a number"),
+        (float("inf"), "field 'answer' is inf, neither text nor a number"),
     ],
 )
 def test_a_field_that_is_not_text_is_a_bad_record(value, reason, byte_tokenizer):

@@ -8,10 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from lwm.core.errors import UserError
-from lwm.data.media import Choice, read_frames
+from lwm.data.media import MAX_FRAMES, Choice, read_frames
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -135,6 +135,69 @@ def test_what_is_neither_picture_nor_video_says_so(tmp_path):
             read_frames(tmp_path / name, 16)
     with pytest.raises(UserError, match="no picture or video at"):
         read_frames(tmp_path / "missing.mp4", 16)
+    with pytest.raises(UserError, match="no picture or video at"):
+        read_frames(tmp_path / ("x" * 300), 16)  # the file system itself refuses the name
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "webm", "avi", "ts", "flv", "h264"])
+def test_films_of_any_container(suffix, tmp_path):
+    path = tmp_path / f"film.{suffix}"
+    codecs = {"webm": "libvpx", "h264": "libx264", "flv": "flv", "ts": "mpeg2video"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codecs.get(suffix, "mpeg4"), rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for grey in range(20, 180, 20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), grey, np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    assert len(read_frames(path, 16).times) == 8
+
+
+def test_a_title_that_is_not_unicode_stops_nothing(tmp_path):
+    path = tmp_path / "film.avi"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "caf__"
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    assert path.read_bytes().count(b"caf__") == 1
+    path.write_bytes(path.read_bytes().replace(b"caf__", b"caf\xe9 "))
+    assert len(read_frames(path, 16).times) == 1
+
+
+@pytest.mark.parametrize("name", ["list.mp4", "list.ffconcat", "notes.nfo", "notes.asc", "list.m3u8"])
+def test_playlists_and_texts_open_nothing(name, tmp_path):
+    write_video(tmp_path / "film.mkv")
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfilm.mkv\n#EXT-X-ENDLIST\n"
+    content = {"list": "ffconcat version 1.0\nfile film.mkv\n", "notes": "made by hand\n" * 20}[name[:-4].split(".")[0]]
+    (tmp_path / name).write_text(playlist if name.endswith("m3u8") else content)
+    with pytest.raises(UserError, match=f"{name} is neither a picture nor a video"):
+        read_frames(tmp_path / name, 16)
+
+
+def test_odd_texts_and_tags_in_a_picture_are_passed_over(tmp_path):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("duration", "5 s")
+    Image.new("RGB", (8, 8), RED).save(tmp_path / "text.png", pnginfo=texts)
+    for name, options in (("tag.png", {}), ("tag.webp", {"lossless": True})):
+        Image.new("RGB", (8, 8), RED).save(tmp_path / name, exif=b"Exif\0\0garbage", **options)
+    for name in ("text.png", "tag.png", "tag.webp"):
+        frames = read_frames(tmp_path / name, 8)
+        assert (frames.pixels[0] == RED).all() and frames.times.tolist() == [0], name
+
+
+def test_a_picture_that_opens_and_cannot_be_shown_says_so(tmp_path):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("transparency", "none")
+    Image.new("RGB", (8, 8), RED).save(tmp_path / "odd.png", pnginfo=texts)
+    with pytest.raises(UserError, match=r"odd\.png is broken, and its frame at 0\.00 s cannot be shown"):
+        read_frames(tmp_path / "odd.png", 8)
+
+
+@pytest.mark.parametrize("rate", [1e5, 1e10, 1e308])
+def test_a_rate_of_too_many_frames_is_refused_before_they_are_listed(rate, tmp_path):
+    with pytest.raises(UserError, match=rf"film\.mp4 lasts 2\.0 s, .* more than {MAX_FRAMES:,} frames"):
+        read_frames(write_video(tmp_path / "film.mp4"), 16, Choice(frames_per_second=rate))
 
 
 def test_the_content_tells_what_a_file_is(tmp_path):

@@ -1,12 +1,14 @@
 """Frames come back as they went, at the times they were shown, and nothing half-written is left."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from lwm.core.errors import UserError
 from lwm.data.media import read_frames
-from lwm.data.media_out import save_frames
+from lwm.data.media_out import require_writable, save_frames
 
 
 @pytest.fixture
@@ -57,3 +59,46 @@ def test_what_cannot_be_written_is_refused(frames, tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         save_frames(tmp_path / "file" / "film.mp4", frames)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.gif", "film.webp"])
+def test_frames_of_absurd_lengths_are_refused(name, frames, tmp_path):
+    for times in ([0.0, 1e300], [0.0, 30_000.0], [-1.7e308, 1.7e308]):
+        with pytest.raises(UserError, match=rf"{name}: frame 1 would be shown for .* s, and such a file holds up to"):
+            save_frames(tmp_path / name, frames[:2], times=times)
+    with pytest.raises(UserError, match=r"shown for inf s"):
+        save_frames(tmp_path / name, frames[:2], frames_per_second=5e-324)
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_closer_than_the_clock_tells_apart_keep_their_order(frames, tmp_path):
+    path = save_frames(tmp_path / "film.mp4", frames[:3], times=[0.0, 1e-9, 1.0])
+    assert numbers(read_frames(path, 32).pixels) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file/one.png", "file is not a directory"),
+        ("file/sub/one.png", "Not a directory"),
+        ("directory.png", "it is a directory"),
+        ("x" * 300 + ".png", "File name too long"),
+        ("absent/sub/one.png", None),
+    ],
+)
+def test_a_place_is_looked_at_before_anything_is_drawn(name, reason, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "directory.png").mkdir()
+    if reason is None:
+        require_writable(tmp_path / name, 1)
+    else:
+        with pytest.raises(UserError, match=f"cannot write .*{reason}"):
+            require_writable(tmp_path / name, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "directory.png"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="who may do anything is not refused")
+def test_a_directory_that_may_not_be_written_to_is_named(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="closed may not be written to"):
+        require_writable(tmp_path / "closed" / "one.png", 1)

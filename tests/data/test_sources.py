@@ -69,6 +69,24 @@ def test_a_malformed_line_is_named_and_its_neighbours_are_not(line, reason, tmp_
     assert raised.value.record_id == "records.jsonl:2"
 
 
+@pytest.mark.parametrize("content", [b'[{"text": "a"}]', b'\xef\xbb\xbf [\n{"text": "a"},\n{"text": "b"}\n]\n'])
+def test_a_file_that_is_one_array_is_told_so(content, tmp_path):
+    (tmp_path / "array.json").write_bytes(content)
+    with pytest.raises(BadRecordError, match=r"array\.json:1: this is one JSON array; write one object a line"):
+        open_records(str(tmp_path / "array.json"))[0]
+
+
+def test_text_files_are_known_by_their_names_wherever_they_lie(tmp_path):
+    for directory, names in (("one", "ab"), ("two", "ab"), ("three", "ac")):
+        (tmp_path / directory).mkdir()
+        for name in names:
+            (tmp_path / directory / f"{name}.txt").write_bytes(b"\xef\xbb\xbfwith a mark")
+    one, two, three = (open_records(str(tmp_path / directory)) for directory in ("one", "two", "three"))
+    assert one.name == two.name != three.name
+    assert "2 text files" in one.name
+    assert one[0].values == {"text": "with a mark"}
+
+
 def test_text_files_of_a_directory_are_records_in_order(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.txt").write_text("second")
@@ -106,6 +124,16 @@ def test_a_parquet_row_group_that_cannot_be_read_is_a_bad_record(tmp_path):
     with pytest.raises(BadRecordError, match=r"rows\.parquet:3: its row group cannot be read"):
         source[2]
     assert source[22].values == ROWS[22]
+
+
+def test_parquet_text_that_is_not_utf8_is_a_bad_record(tmp_path):
+    file = tmp_path / "rows.parquet"
+    broken = pyarrow.array([b"fine", b"\xff\xfe"]).cast(pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": broken}), file)
+    source = open_records(str(file))
+    assert source[0].values == {"text": "fine"}
+    with pytest.raises(BadRecordError, match=r"rows\.parquet:2: its values cannot be read: 'utf-8'"):
+        source[1]
 
 
 def test_row_groups_of_all_files_share_one_bounded_memory(tmp_path, monkeypatch):

@@ -64,6 +64,13 @@ def test_text_survives_and_no_special_ids_are_added(write, tmp_path):
         assert tokenizer.encode("") == []
 
 
+@pytest.mark.parametrize("write", [write_hugging_face, write_sentencepiece])
+def test_half_a_character_is_refused(write, tmp_path):
+    tokenizer = load_tokenizer(write(tmp_path / "model"))
+    with pytest.raises(UserError, match=r"not valid Unicode: character 3 is '\\ud83d', half of a character"):
+        tokenizer.encode("a \ud83d x")
+
+
 def test_a_directory_prefers_tokenizer_json(tmp_path):
     write_sentencepiece(tmp_path)
     size = load_tokenizer(tmp_path).size

@@ -66,6 +66,13 @@ def test_files_are_read_one_after_another_and_json_lines_by_their_text(tmp_path)
     assert haystack.text == "First.\nSec\u2028o\x85nd.\nThird."
 
 
+def test_a_mark_of_the_encoding_is_not_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfFirst.")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "Second."}')
+    haystack = read_haystack([tmp_path / "a.txt", tmp_path / "b.jsonl"], lambda text: text.encode())
+    assert haystack.text == "First.\nSecond."
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
@@ -74,6 +81,9 @@ def test_files_are_read_one_after_another_and_json_lines_by_their_text(tmp_path)
         ("blank.txt", b" \n\n", "blank.txt is empty"),
         ("binary.txt", b"\xff\xfe\x00", "binary.txt cannot be read: it is not UTF-8"),
         ("broken.jsonl", b'{"text": "a"}\n{"text"\n', "broken.jsonl, line 2: not JSON"),
+        ("deep.jsonl", b'{"text": ' + b"[" * 100_000, "deep.jsonl, line 1: its lists and objects lie too deep"),
+        ("long.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "long.jsonl, line 1: a number in it has too many digits"),
+        ("half.jsonl", b'{"text": "\\ud83d x"}', "half.jsonl, line 1: its text is not valid Unicode"),
         ("other.jsonl", b'{"body": "a"}\n', 'other.jsonl, line 1: no "text" field'),
     ],
 )

@@ -101,6 +101,39 @@ def test_records_that_name_files_keep_their_fields(folder, codec, tmp_path):
     assert record["times"] == pytest.approx([0, 1, 2, 3, 4, 5, 6])
 
 
+def test_what_is_not_unicode_is_left_out_by_name(folder, codec, tmp_path):
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes((folder / "1.png").read_bytes())
+    listed = folder / "list.jsonl"
+    half = {"media": "0.png", "caption": "\ud83d x"}
+    listed.write_text(
+        "".join(json.dumps(each) + "\n" for each in (half, {"media": "\ud83d.png"}, {"media": "x" * 300}))
+    )
+    config = TokenizeConfig((str(folder / "caf*.png"), str(folder / "0.png"), str(listed)), "m", tmp_path / "out.jsonl")
+    done = tokenize(config, codec)
+    assert [record["media"] for record in rows(done.out)] == ["0.png"]
+    reasons = dict(done.bad)
+    assert "its name is not valid Unicode" in reasons[f"{folder}/caf\\udce9.png"]
+    assert "field 'caption' is not valid Unicode" in reasons["0.png"]
+    assert "its name is not valid Unicode" in reasons["\\ud83d.png"]
+    assert "no picture or video at" in reasons["x" * 300]
+    "".join(f"{name}{reason}" for name, reason in done.bad).encode()
+
+
+def test_files_of_several_directories_are_told_apart(codec, tmp_path):
+    for directory in ("a", "b/c"):
+        save_frames(tmp_path / directory / "0.gif", noise(0))
+    named = (str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "b" / "c" / "0.gif"))
+    tokenize(TokenizeConfig(named, "m", tmp_path / "out.jsonl"), codec)
+    assert [record["media"] for record in rows(tmp_path / "out.jsonl")] == ["a/0.gif", "b/c/0.gif", "b/c/0.gif"]
+
+
+def test_without_one_record_nothing_is_written(folder, codec, tmp_path):
+    config = TokenizeConfig((str(folder / "broken.png"),), "m", tmp_path / "out.jsonl")
+    with pytest.raises(UserError, match=r"none of the 1 files can be used, .*; first broken\.png: .*broken at frame 1"):
+        tokenize(config, codec)
+    assert [path.name for path in tmp_path.iterdir()] == ["media"]
+
+
 def test_what_was_interrupted_goes_on_to_the_same_file(folder, codec, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizing, "GROUP_FRAMES", 2)
     straight = TokenizeConfig((str(folder),), "m", tmp_path / "straight.jsonl")
@@ -135,6 +168,7 @@ def test_a_journal_of_other_files_is_not_gone_on_with(folder, codec, tmp_path):
     [
         (("nowhere",), "out.jsonl", "no picture or video at nowhere"),
         (("*.nothing",), "out.jsonl", "no picture or video at"),
+        (("x" * 300,), "out.jsonl", "no picture or video at"),
         ((".",), "out.json", "an ending out of"),
     ],
 )
@@ -153,6 +187,18 @@ def test_records_become_pictures_and_films_again(folder, codec, tmp_path):
     np.testing.assert_array_equal(picture, codec.decode(codec.encode(noise(0)))[0])
     film = read_frames(written[5], 32)
     assert film.times == pytest.approx([place / 10 for place in range(70)], abs=1e-3)
+
+
+@pytest.mark.parametrize("times", ["[0, 1e300]", f"[0, 1{'0' * 400}]"])
+def test_absurd_times_end_in_a_sentence_or_an_even_rate(times, codec, tmp_path):
+    codes = codec.encode(noise(0, 2)).ravel().tolist()
+    (tmp_path / "records.jsonl").write_text(f'{{"vision": {codes}, "times": {times}}}\n')
+    config = DetokenizeConfig(str(tmp_path / "records.jsonl"), "m", tmp_path / "seen")
+    if "e" in times:
+        with pytest.raises(UserError, match=r"000001\.mp4: frame 1 would be shown for"):
+            detokenize(config, codec)
+    else:
+        assert read_frames(detokenize(config, codec)[0], 32).times == pytest.approx([0, 0.25])
 
 
 @pytest.mark.slow

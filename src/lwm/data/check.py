@@ -93,12 +93,18 @@ def check(config: CheckConfig, model_directory: Path, vocab: Vocab, progress: Pr
     `progress` is called with the number of records read and their total.
 
     Raises:
-        UserError: nothing to read, no such field, no tokenizer, or no rows or no tokens in them.
+        UserError: nothing to read, no such field, no tokenizer or one of more ids than the model has for text, or no
+            rows or no tokens in them.
     """
     for name in ("rows", "seq_len"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
     tokenizer = load_tokenizer(config.tokenizer or model_directory)
+    if tokenizer.size > vocab.text_size:
+        raise UserError(
+            f"the tokenizer {config.tokenizer or model_directory} does not match the model: it has {tokenizer.size} "
+            f"ids, the model {vocab.text_size} text ids; name its own model with --model"
+        )
     source = config.open(tokenizer, vocab)
     if not isinstance(source, RecordExamples):
         raise UserError(f"{config.path} is a stream: only records on this disk can be checked")

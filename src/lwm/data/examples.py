@@ -5,6 +5,7 @@ A record becomes an example by its `fields`, in the grammar of `data.fields`.
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -168,7 +169,7 @@ class Encoder:
         text = self.separator.join(_text(record, name) for name in names)
         try:
             return self.tokenizer.encode(text)
-        except (TypeError, UnicodeError):
+        except (UserError, TypeError, UnicodeError):  # whoever's tokenizer it is
             raise BadRecordError(record.record_id, f"{'+'.join(names)} is not valid Unicode") from None
 
     def _frame_ids(self, name: str, record: Record) -> list[int]:
@@ -188,6 +189,8 @@ def _text(record: Record, name: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise BadRecordError(record.record_id, f"field {name!r} is {value}, neither text nor a number")
         return str(value)
     kind = "null" if value is None else type(value).__name__
     raise BadRecordError(record.record_id, f"field {name!r} is {kind}, not text")

@@ -5,6 +5,8 @@ of files. None is kept open, so that thousands of shards do not use up the proce
 """
 
 import bisect
+import codecs
+import hashlib
 import itertools
 import json
 import os
@@ -60,17 +62,26 @@ class JsonLines:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise BadRecordError(record_id, f"not JSON: {error}") from None
+            raise BadRecordError(record_id, self._hint(index, line) or f"not JSON: {error}") from None
         if not isinstance(values, dict):
-            raise BadRecordError(record_id, f"a JSON {type(values).__name__}, not an object with named fields")
+            reason = f"a JSON {type(values).__name__}, not an object with named fields"
+            raise BadRecordError(record_id, self._hint(index, line) or reason)
         return Record(record_id, values)
+
+    @staticmethod
+    def _hint(index: int, line: bytes) -> str | None:
+        """What a first line that opens a list means, of a file of the other common form."""
+        if index or not line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            return None
+        return "this is one JSON array; write one object a line"
 
 
 class TextFiles:
-    """Text files, each of them one record with the field `text`."""
+    """Text files, each of them one record with the field `text`. `names` are what a checkpoint knows them by."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.name = files[0].name if len(files) == 1 else f"{len(files)} text files"
+    def __init__(self, files: Sequence[Path], names: Sequence[str]) -> None:
+        digest = hashlib.sha256(b"\0".join(map(os.fsencode, names))).hexdigest()[:8]
+        self.name = names[0] if len(names) == 1 else f"{len(names)} text files ({digest} by their names)"
         self._files = files
 
     def __len__(self) -> int:
@@ -79,7 +90,7 @@ class TextFiles:
     def __getitem__(self, index: int) -> Record:
         file = self._files[index]
         try:
-            return Record(str(file), {"text": file.read_text(encoding="utf-8")})
+            return Record(str(file), {"text": file.read_text(encoding="utf-8-sig")})
         except (UnicodeDecodeError, OSError) as error:
             raise BadRecordError(str(file), f"not readable as UTF-8 text: {error}") from None
 
@@ -94,7 +105,7 @@ class ParquetRows:
         try:
             with parquet.ParquetFile(file) as opened:
                 present, metadata = opened.schema_arrow.names, opened.metadata
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is not a readable Parquet file: {error}") from error
         self._open = partial(parquet.ParquetFile, file, metadata=metadata)
         self._columns = [name for name in columns if name in present] or None if columns is not None else None
@@ -117,7 +128,10 @@ class ParquetRows:
             if getattr(error, "errno", None):
                 raise UserError(f"{record_id} can no longer be read: {error}") from None
             raise BadRecordError(record_id, f"its row group cannot be read: {error}") from None
-        (values,) = table.slice(index - start, 1).to_pylist()
+        try:
+            (values,) = table.slice(index - start, 1).to_pylist()
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date beyond the calendar
+            raise BadRecordError(record_id, f"its values cannot be read: {error}") from None
         return Record(record_id, values)
 
     def _read_group(self, group: int) -> Any:

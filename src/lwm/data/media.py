@@ -6,6 +6,7 @@ scaled to the square's and the middle is kept, as LWM did.
 
 import itertools
 import math
+import os
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,12 +17,14 @@ from pathlib import Path
 import av
 import numpy as np
 from jaxtyping import Float64, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lwm.core.errors import UserError
 
 #: the largest picture or frame that is opened: 64 million pixels, 8192 x 8192
 MAX_PIXELS = 2**26
+#: the most frames that a rate may ask of one file
+MAX_FRAMES = 100_000
 #: seconds by which a time may be missed and still be the same time
 TIME_SLACK = 1e-4
 #: seconds by which a file may end before the time it promises: some only estimate it
@@ -37,7 +40,27 @@ FORMATS: list[str] = [
 #: those whose frames follow each other in time; the pages of others are not shown one after another
 ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
 #: what the library raises at a broken file
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AssertionError, struct.error,
+)  # fmt: skip
+#: what an orientation tag asks for
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+#: what videos are read from: forms that hold their frames themselves. Others name further files, on this disk or
+#: beyond it, that would be opened in their place (playlists), or draw plain text as frames.
+CONTAINERS = (
+    "mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "mxf", "nut", "dv", "gif", "ivf", "obu",
+    "yuv4mpegpipe", "mpegvideo", "m4v", "h264", "hevc",
+)  # fmt: skip
+#: no more than this file is opened, whatever stands in it
+CLOSED = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
 
 Image.MAX_IMAGE_PIXELS = None  # the limit above is checked before anything is decoded, and for video too
 
@@ -65,12 +88,21 @@ class Choice:
         if self.frames_per_second is not None and not 0 < self.frames_per_second < math.inf:
             raise UserError(f"{self.frames_per_second} frames a second: ask for a positive rate")
 
-    def times(self, count: int, duration: float) -> list[float] | None:
-        """The times at which to look at a video of `count` frames; None: at all of them."""
+    def times(self, path: Path, count: int, duration: float) -> list[float] | None:
+        """The times at which to look at a video of `count` frames; None: at all of them.
+
+        Raises:
+            UserError: the rate asks for more than `MAX_FRAMES`.
+        """
         if self.num_frames is not None:
             wanted = min(self.num_frames, count)
             return [place * duration / wanted for place in range(wanted)]
         if self.frames_per_second is not None:
+            if duration * self.frames_per_second > MAX_FRAMES:
+                raise UserError(
+                    f"{path} lasts {duration:,.1f} s, which at {self.frames_per_second:,g} frames a second are more "
+                    f"than {MAX_FRAMES:,} frames: ask for fewer a second"
+                )
             wanted = max(1, math.ceil((duration - TIME_SLACK) * self.frames_per_second))
             return [place / self.frames_per_second for place in range(wanted)]
         return None
@@ -89,7 +121,7 @@ def read_frames(path: Path | str, size: int, choice: Choice = Choice()) -> Frame
         UserError: no such file, neither picture nor video, too large, or broken (says at which frame, and why).
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where the file system refuses the name
         raise UserError(f"no picture or video at {path}")
     try:
         picture = Image.open(path, formats=FORMATS)
@@ -114,8 +146,17 @@ def is_media(name: Path) -> bool:
 
 def square(picture: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Upright, on white, the shorter side scaled to `size`, the middle kept."""
-    picture = _on_white(ImageOps.exif_transpose(picture))
+    picture = _on_white(_turned(picture))
     return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC))
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    """As its orientation tag has it; one that cannot be read says nothing."""
+    try:
+        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except BROKEN:
+        return picture
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
@@ -145,30 +186,45 @@ def _read_picture(picture: Image.Image, path: Path, size: int, choice: Choice) -
             raise UserError(f"{path} is broken at frame {number + 1} of {count}: {error}") from None
         return picture
 
-    lengths = [at(number).info.get("duration", 0) / 1000 or DEFAULT_SECONDS for number in range(count)]
+    lengths = [_seconds(at(number)) for number in range(count)]
     starts = [0.0, *itertools.accumulate(lengths)]
-    wanted = choice.times(count, starts[-1]) if count > 1 else None
+    wanted = choice.times(path, count, starts[-1]) if count > 1 else None
     return _collect(path, ((starts[number], partial(at, number)) for number in range(count)), wanted, size)
+
+
+def _seconds(picture: Image.Image) -> float:
+    """How long a frame is shown."""
+    milliseconds = picture.info.get("duration")
+    if not isinstance(milliseconds, int | float):  # of a PNG it may also be a text that somebody named so
+        return DEFAULT_SECONDS
+    return milliseconds / 1000 or DEFAULT_SECONDS
 
 
 def _read_video(path: Path, size: int, choice: Choice) -> Frames:
     try:
-        name = str(path.absolute())  # a bare name with a colon in it would be taken for a protocol
-        with av.open(name) as container:
+        with _opened(path) as container:
             stream = _film(container, path)
             _require_moderate(path, stream.codec_context.width, stream.codec_context.height)
             starts, count, duration = _measure(container, stream, path)
-            wanted = choice.times(count, duration)
-        with av.open(name) as container:
+            wanted = choice.times(path, count, duration)
+        with _opened(path) as container:
             return _collect(path, _decode(container, path, starts, count), wanted, size)
     except av.FFmpegError as error:
         raise UserError(f"{path} is neither a picture nor a video that can be read: {error.strerror}") from None
 
 
+def _opened(path: Path) -> av.container.InputContainer:
+    name = str(path.absolute())  # a bare name with a colon in it would be taken for a protocol
+    try:
+        return av.open(name, container_options=CLOSED, metadata_errors="replace")
+    except av.ArgumentError:  # what FFmpeg says of a form that it was not allowed
+        raise UserError(f"{path} is neither a picture nor a video of a form that is read") from None
+
+
 def _film(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    """The video stream; the cover of a song is none."""
+    """The video stream; the cover of a song is none, nor is one that nothing here decodes."""
     for stream in container.streams.video:
-        if av.stream.Disposition.attached_pic not in stream.disposition:
+        if stream.codec_context is not None and av.stream.Disposition.attached_pic not in stream.disposition:
             return stream
     raise UserError(f"{path} is neither a picture nor a video")
 
@@ -225,7 +281,10 @@ def _collect(path: Path, frames: Shown, wanted: list[float] | None, size: int) -
     pixels: list[np.ndarray] = []
     for time, picture, copies in _at(frames, wanted):
         times += [time] * copies
-        pixels += [square(picture(), size)] * copies
+        try:
+            pixels += [square(picture(), size)] * copies
+        except BROKEN as error:
+            raise UserError(f"{path} is broken, and its frame at {time:.2f} s cannot be shown: {error}") from None
     if not pixels:
         raise UserError(f"{path} holds no frame that can be shown")
     return Frames(np.stack(pixels), np.array(times))

@@ -1,5 +1,6 @@
 """Single frames out of pictures and videos on this disk, for a codec to learn."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,7 +35,7 @@ class MediaFrames:
             UserError: nothing there, or a file that cannot be read.
         """
         path = Path(self.path)
-        files = media_files(path) if path.is_dir() else [path]
+        files = media_files(path) if os.path.isdir(path) else [path]
         if not self.path or not files:
             flag = "--data.path" if self.split == "training" else "--held-out.path"
             raise UserError(f"no pictures or videos at {self.path!r}: name a file or a directory with {flag}")

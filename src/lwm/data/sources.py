@@ -65,11 +65,11 @@ def stream_records(
 
 def _open_files(files: Sequence[Path], kind: Format, columns: Sequence[str] | None) -> RecordSource:
     try:
-        if kind == "text":
-            return TextFiles(files)
-        recent = Recent()
         above = os.path.commonpath([file.parent for file in files])
         names = [file.relative_to(above).as_posix() for file in files]
+        if kind == "text":
+            return TextFiles(files, names)
+        recent = Recent()
         opened = [
             JsonLines(file, name) if kind == "jsonl" else ParquetRows(file, name, columns, recent)
             for file, name in zip(files, names, strict=True)

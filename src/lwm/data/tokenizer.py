@@ -38,7 +38,11 @@ class Tokenizer(Protocol):
     eos_id: int | None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; bos and eos are not added."""
+        """Ids of `text`; bos and eos are not added.
+
+        Raises:
+            UserError: the text holds half of a character (a lone surrogate).
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -62,7 +66,11 @@ class HuggingFaceTokenizer:
         self.eos_id = self._special_id(file, "eos_token", EOS_NAMES)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:  # says no more than that it must be a string
+            _require_unicode(text)
+            raise
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -113,7 +121,11 @@ class SentencePieceTokenizer:
         self.eos_id = self._if_present(self._processor.eos_id())
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        try:
+            return self._processor.encode(text)
+        except RuntimeError:  # says no more than that it cannot be cast
+            _require_unicode(text)
+            raise
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(token_id) for token_id in ids])
@@ -121,6 +133,16 @@ class SentencePieceTokenizer:
     @staticmethod
     def _if_present(token_id: int) -> int | None:
         return token_id if token_id >= 0 else None
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text is not valid Unicode: character {error.start + 1:,} is {text[error.start]!r}, half of a "
+            "character; leave it out"
+        ) from None
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:

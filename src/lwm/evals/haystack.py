@@ -92,7 +92,7 @@ def read_haystack(paths: Sequence[Path], encode: Encode) -> Haystack:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"haystack {path} cannot be read: {reason}") from None
@@ -111,6 +111,14 @@ def _line_text(path: Path, number: int, line: str) -> str:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"haystack {path}, line {number}: not JSON ({error.msg})") from None
+    except RecursionError:
+        raise UserError(f"haystack {path}, line {number}: its lists and objects lie too deep in each other") from None
+    except ValueError:
+        raise UserError(f"haystack {path}, line {number}: a number in it has too many digits") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise UserError(f'haystack {path}, line {number}: no "text" field with a string in it')
+    try:
+        record["text"].encode()
+    except UnicodeEncodeError:
+        raise UserError(f"haystack {path}, line {number}: its text is not valid Unicode") from None
     return record["text"]

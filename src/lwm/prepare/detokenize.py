@@ -1,6 +1,7 @@
 """`lwm detokenize`: records of codes back to pictures and videos."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,8 +53,7 @@ def detokenize(config: DetokenizeConfig, codec: FrameCodec, progress: Progress |
             codes = frames_in(value, codec.tokens_per_frame, codec.num_codes, config.field, record.record_id)
         except BadRecordError as bad:
             raise UserError(f"{bad.record_id}: {bad.reason}") from None
-        times = record.values.get(TIMES)
-        times = times if _are_times(times, len(codes)) else None
+        times = _times(record.values.get(TIMES), len(codes))
         name = f"{index + 1:06}.{'png' if len(codes) == 1 else 'mp4'}"
         written.append(save_frames(config.out / name, codec.decode(codes), config.frames_per_second, times))
         if progress is not None:
@@ -61,10 +61,10 @@ def detokenize(config: DetokenizeConfig, codec: FrameCodec, progress: Progress |
     return written
 
 
-def _are_times(times: object, count: int) -> bool:
-    """Whether a record says when each frame is shown."""
+def _times(times: object, count: int) -> list[float] | None:
+    """When each frame is shown, if a record says so."""
     if not isinstance(times, list) or len(times) != count:
-        return False
-    if not all(isinstance(time, int | float) and math.isfinite(time) for time in times):
-        return False
-    return all(before <= after for before, after in pairwise(times))
+        return None
+    if not all(isinstance(time, int | float) and abs(time) <= sys.float_info.max for time in times):
+        return None
+    return [float(time) for time in times] if all(before <= after for before, after in pairwise(times)) else None

@@ -1,6 +1,7 @@
 """What is to be tokenized: files as named, of directories and patterns, or out of records; the order is by name."""
 
 import glob
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,15 @@ def list_items(media: tuple[str, ...]) -> list[Item]:
         UserError: a name that stands for nothing, or a record without `media`.
     """
     items: list[Item] = []
+    above = _directory_above(media)
     for name in media:
         path = Path(name)
-        if path.suffix == ".jsonl" and path.is_file():
+        if _is_records(name):
             items += _from_records(path)
-        elif path.is_dir():
-            items += [_item(file, str(file.relative_to(path))) for file in media_files(path)]
-        elif path.is_file():
-            items.append(_item(path, path.name))
+        elif os.path.isdir(path):
+            items += [_item(file, os.path.relpath(file, above)) for file in media_files(path)]
+        elif os.path.isfile(path):
+            items.append(_item(path, os.path.relpath(path, above)))
         else:
             found = sorted(Path(file) for file in glob.glob(name, recursive=True))
             items += [_item(file, str(file)) for file in found if file.is_file() and is_media(Path(file.name))]
@@ -51,11 +53,23 @@ def list_items(media: tuple[str, ...]) -> list[Item]:
     return items
 
 
+def _is_records(name: str) -> bool:
+    return name.endswith(".jsonl") and os.path.isfile(name)
+
+
+def _directory_above(media: tuple[str, ...]) -> str:
+    """Where the names of files begin: the directory that holds all that is named, so that no two have one name."""
+    files = [name for name in media if os.path.isfile(name) and not _is_records(name)]
+    directories = [name for name in media if os.path.isdir(name)] + [os.path.dirname(name) for name in files]
+    return os.path.commonpath([os.path.abspath(name) for name in directories]) if directories else ""
+
+
 def _item(path: Path, name: str) -> Item:
     """A file; a text beside it with its name is its caption."""
     text = path.with_suffix(".txt")
     try:
-        return Item(name, path, {CAPTION: text.read_text(encoding="utf-8").strip()} if text.is_file() else {})
+        caption = {CAPTION: text.read_text(encoding="utf-8-sig").strip()} if os.path.isfile(text) else {}
+        return Item(name, path, caption)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the caption {text} cannot be read: {error}") from None
 

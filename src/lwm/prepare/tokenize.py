@@ -6,6 +6,7 @@ in the journal; groups end where enough frames came together, so that the same f
 """
 
 import base64
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ Progress = Callable[[int, int, str], None]
 GROUP_FRAMES = 64
 #: files that are read ahead of the codec
 READ_AHEAD = 4
+#: of files of which none can be read, so many are named
+NAMED_BAD = 3
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,12 @@ def tokenize(config: TokenizeConfig, codec: FrameCodec, progress: Progress | Non
     """Encode every file once, in order; files that cannot be read are reported and left out.
 
     Raises:
-        UserError: nothing to read, an output that exists or cannot be written, a journal of another run.
+        UserError: nothing to read or none of it readable, an output that exists or cannot be written, a journal of
+            another run.
     """
     if config.out.suffix not in WRITERS:
         raise UserError(f"{config.out}: give it an ending out of {', '.join(WRITERS)}")
-    if config.out.exists():
+    if os.path.exists(config.out):
         raise UserError(f"{config.out} already exists: choose another --out, or delete it")
     if codec.num_codes > MOST_CODES:
         raise UserError(f"records hold codes of two bytes, up to {MOST_CODES}, and the codec has {codec.num_codes}")
@@ -77,7 +81,7 @@ def tokenize(config: TokenizeConfig, codec: FrameCodec, progress: Progress | Non
     items = list_items(config.media)
     shape = [codec.num_codes, codec.tokens_per_frame, codec.resolution]
     identity = {"codec": [*shape, codec.digest()], "choice": [config.num_frames, config.frames_per_second]}
-    journal = Journal(config.out, identity | {"files": [[str(item.path.resolve()), item.values] for item in items]})
+    journal = Journal(config.out, identity | {"files": [[os.path.abspath(item.path), item.values] for item in items]})
     resumed = journal.open()
     try:
         for group in _groups(items[resumed:], codec.resolution, choice):
@@ -86,8 +90,12 @@ def tokenize(config: TokenizeConfig, codec: FrameCodec, progress: Progress | Non
                 progress(journal.num_done, len(items), f"{journal.num_frames:,} frames")
     finally:
         journal.close()
-    num_records = WRITERS[config.out.suffix](config.out, journal)
     bad = journal.bad()
+    if len(bad) == len(items):  # the journal goes too: another run is to look again
+        journal.delete()
+        first = "; ".join(f"{name}: {reason}" for name, reason in bad[:NAMED_BAD])
+        raise UserError(f"none of the {len(items):,} files can be used, so nothing is written; first {first}")
+    num_records = WRITERS[config.out.suffix](config.out, journal)
     journal.delete()
     return Tokenized(config.out, num_records, journal.num_frames, bad, resumed)
 
@@ -100,6 +108,7 @@ def _groups(items: list[Item], resolution: int, choice: Choice) -> Iterator[list
 
     def read(item: Item) -> Read:
         try:
+            _require_unicode(item)
             return item, read_frames(item.path, resolution, choice)
         except UserError as error:
             return item, error
@@ -119,6 +128,24 @@ def _groups(items: list[Item], resolution: int, choice: Choice) -> Iterator[list
                 group = []
 
 
+def _require_unicode(item: Item) -> None:
+    """Records are UTF-8, which names of files and JSON need not be.
+
+    Raises:
+        UserError: its name or a text beside it is not Unicode.
+    """
+    for what, text in (("its name", item.name), *((f"field {key!r}", key + item.values[key]) for key in item.values)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{item.path}: {what} is not valid Unicode, which a record must be: change it") from None
+
+
+def _printable(text: str) -> str:
+    """With what is not Unicode in it escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _encode(group: list[Read], codec: FrameCodec) -> list[dict[str, Any]]:
     """A line of the journal for each file."""
     pixels = [frames.pixels for _, frames in group if isinstance(frames, Frames)]
@@ -126,7 +153,7 @@ def _encode(group: list[Read], codec: FrameCodec) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for item, frames in group:
         if isinstance(frames, UserError):
-            lines.append({"bad": item.name, "reason": str(frames)})
+            lines.append({"bad": _printable(item.name), "reason": _printable(str(frames))})
             continue
         own, codes = codes[: len(frames.times)], codes[len(frames.times) :]
         times = [round(time, 6) for time in frames.times.tolist()]
