@@ -81,6 +81,23 @@ def test_a_text_may_gain_pieces(codes: dict[str, int], make_run: Callable[..., R
     assert len(np.unique(np.asarray(after.embedding), axis=0)) == len(after.embedding)
 
 
+def test_a_tokenizer_of_the_same_size_must_be_the_models(base: Path, make_run: Callable[..., Run], tmp_path):
+    run = make_run(init_from=str(base))
+    other = json.loads(Path(run.tokenizer).read_text())
+    vocab = other["model"]["vocab"]
+    for places in (1, 0):
+        vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+        (tmp_path / "tokenizer.json").write_text(json.dumps(other, indent=places))
+        renamed = replace(run, tokenizer=str(tmp_path / "tokenizer.json"))
+        with jax.set_mesh(mesh := make_mesh(MeshShape(), jax.devices()[:1])):
+            if not places:  # the same pieces in another file
+                assert starting_params(renamed, mesh).embedding.shape[0] == run.model.vocab.size
+                continue
+            with pytest.raises(UserError, match=r"id \d+ is 'b' and was 'a'") as refusal:
+                starting_params(renamed, mesh)
+            assert renamed.tokenizer in str(refusal.value) and str(base) in str(refusal.value)
+
+
 @pytest.mark.parametrize("quantizer", [Codebook(16, 8), Codebook(16, 48), Levels((4, 4))])
 def test_codes_that_look_alike_begin_alike(quantizer, make_run: Callable[..., Run], tmp_path):
     config = PatchCodecConfig(16, decoder_width=8, decoder_layers=1, fine_widths=(4, 4), quantizer=quantizer)

@@ -1,3 +1,7 @@
+import os
+import resource
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,3 +82,78 @@ def test_an_empty_directory_holds_no_checkpoint(shared_run: Run, tmp_path: Path)
     target = abstract_state(declare(shared_run.model), shared_run.optimizer, make_mesh(MeshShape(8)))
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="holds no checkpoint"):
         checkpoints.restore(target)
+
+
+def small_state(step: int) -> TrainState:
+    values = {"w": jax.device_put(np.random.default_rng(step).normal(size=(200, 1000)).astype(np.float32))}
+    return TrainState(values, values, jnp.int32(step))
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of steps 1 and 2. Not to be changed."""
+    directory = tmp_path_factory.mktemp("two_steps")
+    with Checkpoints(directory) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(small_state(step), {}, {"name": "test"})
+    return directory
+
+
+def make_empty(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+def lose_the_optimizer(step: Path) -> None:
+    shutil.rmtree(step / "optimizer")
+
+
+def cut_an_array_short(step: Path) -> None:
+    largest = max((step / "params").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [make_empty, lose_the_optimizer, cut_an_array_short])
+def test_a_damaged_step_is_named_and_the_one_before_it(two_steps: Path, damage: Callable[[Path], None], tmp_path: Path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_steps, directory)
+    damage(directory / "2")
+    with Checkpoints(directory) as checkpoints, pytest.raises(UserError) as refusal:
+        checkpoints.restore(small_state(0))
+    said = str(refusal.value)
+    assert said.startswith(f"the checkpoint in {directory / '2'} cannot be read (")
+    assert said.endswith("delete that directory to go on from step 1")
+    assert len(said) < len(str(directory)) + 400 and "\n" not in said
+    shutil.rmtree(directory / "2")
+    with Checkpoints(directory) as checkpoints:
+        assert int(checkpoints.restore(small_state(0))[0].step) == 1
+
+
+def test_a_damaged_step_that_is_the_only_one_says_so(tmp_path: Path):
+    (tmp_path / "9").mkdir()
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="start anew, for it is the only one"):
+        checkpoints.config()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_whole_steps(two_steps: Path, tmp_path: Path):
+    directory, usual = tmp_path / "checkpoints", resource.getrlimit(resource.RLIMIT_FSIZE)
+    shutil.copytree(two_steps, directory)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, usual[1]))
+    try:
+        with (
+            pytest.raises(UserError, match=r"cannot write a checkpoint to .*: File too large; make room"),
+            Checkpoints(directory) as checkpoints,
+        ):
+            checkpoints.save(small_state(3), {}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    with Checkpoints(directory) as checkpoints:
+        assert int(checkpoints.restore(small_state(0))[0].step) == 2
+
+
+def test_a_directory_that_is_gone_is_said_and_nothing_waits_for_it(tmp_path: Path):
+    directory = tmp_path / "checkpoints"
+    with pytest.raises(UserError, match="cannot write checkpoints to"), Checkpoints(directory) as checkpoints:
+        directory.rmdir()
+        directory.write_text("")
+        checkpoints.save(small_state(1), {}, {})

@@ -259,6 +259,14 @@ def test_what_cannot_work_is_refused_and_leaves_nothing(make_run: Callable[..., 
     assert not run.out.exists()
 
 
+def test_records_of_which_nothing_is_learned_are_refused(make_run: Callable[..., Run]):
+    run = make_run()
+    run = replace(run, data=replace(run.data, fields="[text]", add_eos=False))
+    with pytest.raises(UserError, match="has a target of weight"):
+        train(run)
+    assert not run.out.exists()
+
+
 def test_an_output_that_is_a_file_is_refused(make_run: Callable[..., Run], tmp_path: Path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="taken"):

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +65,18 @@ def test_gradients_beyond_the_clip_norm_count_as_that_long():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"schedule": "cosine", "warmup_steps": 5, "decay_steps": 5}, {"learning_rate": 0.0}],
+    [
+        {"schedule": "cosine", "warmup_steps": 5, "decay_steps": 5},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"learning_rate": math.inf},
+        {"end_learning_rate": math.nan},
+        {"clip_norm": math.nan},
+        {"eps": math.nan},
+        {"weight_decay": math.inf},
+        {"b1": 1.0},
+        {"b2": math.nan},
+    ],
 )
 def test_refuses_settings_that_cannot_train(fields: dict):
     with pytest.raises(UserError):

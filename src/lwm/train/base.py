@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import jax
 
 from lwm.core.errors import UserError
-from lwm.core.files import write_json
+from lwm.core.files import read_json, write_json
 from lwm.core.mesh import MeshShape
 from lwm.train.optimizer import OptimizerConfig
 
 CONFIG = "config.json"
+#: what the `config.json` of every run has, and that of a model or an evaluation has not
+_OF_A_RUN = ("name", "steps", "data")
 
 #: of the data, what may change while a run pauses: the loader knows the records by file names and number
 _MAY_CHANGE = ("path", "max_bad_records")
@@ -70,6 +73,8 @@ class BaseRun:
 def require_directory(run: BaseRun, resume: bool) -> None:
     """Refuse to start over a run that has checkpoints, and to resume one that has none or was another.
 
+    Either way a directory that is not a run's is left alone: a run would replace its `config.json`.
+
     Raises:
         UserError: says which, and what to do.
     """
@@ -78,12 +83,26 @@ def require_directory(run: BaseRun, resume: bool) -> None:
         raise UserError(f"{run.out} already holds step {max(saved)} of a run: add --resume, or choose another --out")
     if resume and not saved:
         raise UserError(f"{run.out} holds no checkpoint to resume from: leave --resume out")
-    if resume and (config := run.out / CONFIG).exists():
-        try:
-            stored = json.loads(config.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise UserError(f"{config} does not tell which run this is: {error}; restore it or delete it") from None
+    if not resume and os.path.isdir(run.out) and (tensors := sorted(run.out.glob("model*.safetensors"))):
+        raise UserError(
+            f"{run.out} holds a model, of which {tensors[0].name} is a part: choose another --out for a run"
+        )
+    if not os.path.isfile(config := run.out / CONFIG):
+        return
+    try:
+        stored = _stored_run(config)
+    except UserError as error:
+        remedy = "restore it or delete it" if resume else "choose another --out"
+        raise UserError(f"{config} does not tell which run this is: {error}; {remedy}") from None
+    if resume:
         require_same_run(run, stored)
+
+
+def _stored_run(config: Path) -> dict[str, Any]:
+    values = read_json(config, f"{config.parent} is not a run's directory")
+    if missing := [name for name in _OF_A_RUN if name not in values]:
+        raise UserError(f"it has no {missing[0]!r}, which that of every run has")
+    return values
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -126,14 +145,37 @@ def _without_places(value: Any, name: str = "") -> Any:
 
 
 def open_directory(run: BaseRun) -> None:
-    """Create the run's directory and write its resolved `config.json`.
+    """Create the run's directory, see that checkpoints can be written there, and write its resolved `config.json`.
 
     Raises:
         UserError: the directory cannot be written.
     """
     try:
         run.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to the run's directory {run.out}: {error.strerror or error}") from None
+    require_room(run.checkpoints)
+    try:
         if jax.process_index() == 0:
             write_json(run.out / CONFIG, run.described())
     except OSError as error:
         raise UserError(f"cannot write to the run's directory {run.out}: {error.strerror or error}") from None
+
+
+def require_room(checkpoints: Path) -> None:
+    """Create a directory of checkpoints and write to it, a little and for the moment.
+
+    Orbax, where it cannot even make a step's directory, waits for it to appear, and the process never ends.
+
+    Raises:
+        UserError: it is a file, or may not be written, or the disk is full.
+    """
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=checkpoints) as probe:
+            probe.write(bytes(1 << 16))
+    except OSError as error:
+        raise UserError(
+            f"cannot write checkpoints to {checkpoints}: {error.strerror or error}; make room for them there, or "
+            "choose another --out"
+        ) from None

@@ -1,5 +1,6 @@
 """The parameters a run begins with: fresh ones, another run's or model's, or a text model's that is to learn to see."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from lwm.core import params as declared
 from lwm.core.errors import UserError
-from lwm.data.tokenizer import has_tokenizer, load_tokenizer
+from lwm.data.tokenizer import has_tokenizer, load_tokenizer, tokenizer_file
 from lwm.model.config import ModelConfig, text_only
 from lwm.model.transformer import Transformer, declare
 from lwm.train.base import saved_steps
@@ -37,17 +38,16 @@ def starting_params(run: Run, mesh: Mesh) -> Transformer:
     if run.init_from is None:
         return declared.init_sharded(declare(run.model), key, jnp.float32, mesh)
     source = _resolved(run.init_from)
-    earlier, vocab = _text_model(source), run.model.vocab
-    if earlier is None or earlier.size > vocab.text_size or earlier.size == vocab.size:
+    earlier, vocab = _read_earlier(source), run.model.vocab
+    _require_same_pieces(earlier, run)
+    if earlier.sees or earlier.text_size > vocab.text_size or earlier.text_size == vocab.size:
         return _load(source, run.model, mesh)
-    if earlier.size < vocab.text_size:
-        _require_same_pieces(earlier, run.tokenizer)
     if run.lora.enabled:
         raise UserError(
-            f"{run.init_from} has {earlier.size} ids and {run.name} {vocab.size}: adapters leave the embedding alone, "
-            "and new ids would stay as they are drawn; train all of the model, with --lora.rank 0"
+            f"{run.init_from} has {earlier.text_size} ids and {run.name} {vocab.size}: adapters leave the embedding "
+            "alone, and new ids would stay as they are drawn; train all of the model, with --lora.rank 0"
         )
-    return _with_rows(_load(source, text_only(run.model, earlier.size), mesh), run, mesh, key)
+    return _with_rows(_load(source, text_only(run.model, earlier.text_size), mesh), run, mesh, key)
 
 
 def start_of(init_from: str) -> tuple[ModelConfig, str]:
@@ -64,11 +64,15 @@ def start_of(init_from: str) -> tuple[ModelConfig, str]:
 
 
 @dataclass(frozen=True)
-class _TextModel:
-    """A model without vision ids: how many it has of text, and its tokenizer, where that is known."""
+class _Earlier:
+    """What is to be known of the model to begin from, before it is read."""
 
-    size: int
+    #: how many ids it has of text, and whether it has others
+    text_size: int
+    sees: bool
+    #: where its tokenizer is and the digest of that file, where they are known
     tokenizer: str | None
+    tokenizer_sha256: str | None
 
 
 def _resolved(source: str) -> str | Path:
@@ -95,33 +99,52 @@ def _is_checkpoints(source: str | Path) -> bool:
     return isinstance(source, Path) and source.name == "checkpoints"
 
 
-def _text_model(source: str | Path) -> _TextModel | None:
-    """What is to be known of a model of text alone; None of one that sees."""
+def _read_earlier(source: str | Path) -> _Earlier:
     if _is_checkpoints(source):
         with Checkpoints(Path(source)) as earlier:
             stored = earlier.config()
-        vocab, tokenizer = stored["model"]["vocab"], stored["tokenizer"]
-        return None if vocab["vision_size"] else _TextModel(vocab["text_size"], tokenizer)
-    vocab, directory = read_config(source).vocab, locate(source)
-    return (
-        None if vocab.vision_size else _TextModel(vocab.text_size, str(directory) if has_tokenizer(directory) else None)
-    )
+        if "model" not in stored:
+            raise UserError(f"the run in {Path(source).parent} is not of a model of texts: begin from another")
+        vocab, finished = stored["model"]["vocab"], Path(source).with_name("model")
+        tokenizer = str(finished) if has_tokenizer(finished) else stored["tokenizer"]
+        return _Earlier(vocab["text_size"], vocab["vision_size"] > 0, tokenizer, stored.get("tokenizer_sha256"))
+    known, directory = read_config(source).vocab, locate(source)
+    if not has_tokenizer(directory):
+        return _Earlier(known.text_size, known.vision_size > 0, None, None)
+    return _Earlier(known.text_size, known.vision_size > 0, str(directory), _digest(str(directory)))
 
 
-def _require_same_pieces(earlier: _TextModel, tokenizer: str) -> None:
-    """A tokenizer with more pieces must have the earlier ones where they were, or every row would mean another."""
+def _digest(tokenizer: str) -> str:
+    return hashlib.sha256(tokenizer_file(tokenizer).read_bytes()).hexdigest()
+
+
+def _require_same_pieces(earlier: _Earlier, run: Run) -> None:
+    """A run's tokenizer must have the earlier one's pieces where they were, or every row would mean another.
+
+    It may have more. What two files of one tokenizer may differ in is let pass: special tokens, of which one may make a
+    text and the other none, and spaces at the ends.
+    """
+    gains_pieces = not earlier.sees and earlier.text_size < run.model.vocab.text_size
     if earlier.tokenizer is None:
+        if not gains_pieces:
+            return
         raise UserError(
-            f"a model of {earlier.size} text ids and no tokenizer cannot be given the pieces of {tokenizer}: nothing "
-            "tells whether its own are among them"
+            f"a model of {earlier.text_size} text ids and no tokenizer cannot be given the pieces of {run.tokenizer}: "
+            "nothing tells whether its own are among them"
         )
-    before, now = load_tokenizer(earlier.tokenizer), load_tokenizer(tokenizer)
-    moved = [piece for piece in range(before.size) if before.decode([piece]) != now.decode([piece])]
-    if moved:
-        raise UserError(
-            f"the tokenizer {tokenizer} is not that of the model to begin from with more pieces: id {moved[0]} is "
-            f"{now.decode(moved[:1])!r} and was {before.decode(moved[:1])!r}"
-        )
+    if earlier.tokenizer_sha256 == _digest(run.tokenizer):
+        return
+    if not gains_pieces and not os.path.exists(earlier.tokenizer):
+        return  # a run's, whose tokenizer has moved since
+    before, now = load_tokenizer(earlier.tokenizer), load_tokenizer(run.tokenizer)
+    for piece in range(min(before.size, now.size)):
+        was, is_now = before.decode([piece]), now.decode([piece])
+        if was.strip() and is_now.strip() and was.strip() != is_now.strip():
+            raise UserError(
+                f"the tokenizer {run.tokenizer} is not that of the model to begin from, {earlier.tokenizer}, nor that "
+                f"one with more pieces: id {piece} is {is_now!r} and was {was!r}; name that of the model with "
+                "--tokenizer"
+            )
 
 
 def _load(source: str | Path, config: ModelConfig, mesh: Mesh) -> Transformer:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,9 +15,11 @@ from jax.experimental import multihost_utils
 
 from lwm.core.errors import UserError
 from lwm.core.params import require_same_shapes, shapes_by_name
+from lwm.train.base import require_room, saved_steps
 from lwm.train.state import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save as a warning or an info line
+# orbax reports each save as a warning or an info line, and a failed one with a traceback before it raises it
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -23,7 +27,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int | None = None):
         """Open a directory of checkpoints, creating it. With `keep`, only the last so many stay."""
-        self.directory = directory
+        self.directory, self._failed = directory, False
         arrays, text = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
         self._manager = ocp.CheckpointManager(
             directory.resolve(),
@@ -35,8 +39,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            if not self._failed:
+                with self._writing():
+                    self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
 
     @property
     def latest(self) -> int | None:
@@ -44,36 +52,61 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, loader_state: dict[str, Any], config: dict[str, Any]) -> None:
-        """Begin to save a step and return once its arrays are copied; a step already there stays as it is."""
+        """Begin to save a step and return once its arrays are copied; a step already there stays as it is.
+
+        After a save that failed no other is tried.
+
+        Raises:
+            UserError: the disk is full or may not be written; it may be the save before this one that failed.
+        """
         step = int(state.step)
-        if step == self.latest:
+        if self._failed or step == self.latest:
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.opt_state),
-                loader=ocp.args.JsonSave(loader_state),
-                config=ocp.args.JsonSave(config),
-            ),
-        )
+        with self._writing():
+            require_room(self.directory)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave(state.opt_state),
+                    loader=ocp.args.JsonSave(loader_state),
+                    config=ocp.args.JsonSave(config),
+                ),
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            self._failed = True
+            raise
+        except Exception as error:  # what TensorStore raises is of no kind of its own
+            if not isinstance(error, OSError | ValueError) and type(error) is not Exception:
+                raise
+            self._failed = True
+            raise UserError(
+                f"cannot write a checkpoint to {self.directory}: {_cause(error)}; make room there and --resume from "
+                "the last one that is whole"
+            ) from error
 
     def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The last step's state, laid out as `target` (shapes, dtypes, shardings) asks, and the loader's state.
 
         Raises:
-            UserError: there is no checkpoint, or its tensors have other shapes.
+            UserError: there is no checkpoint, it is damaged, or its tensors have other shapes.
         """
         step = self._latest_or_refuse()
         self._require_shapes(step, target.params)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(target.params),
-                optimizer=ocp.args.StandardRestore(target.opt_state),
-                loader=ocp.args.JsonRestore(),
-            ),
-        )
+        with self._reading(step):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(target.params),
+                    optimizer=ocp.args.StandardRestore(target.opt_state),
+                    loader=ocp.args.JsonRestore(),
+                ),
+            )
         placed_step = jax.device_put(np.int32(step), target.step.sharding)
         return TrainState(restored.params, restored.optimizer, placed_step), restored.loader
 
@@ -81,23 +114,39 @@ class Checkpoints:
         """The resolved run of the last step.
 
         Raises:
-            UserError: there is no checkpoint.
+            UserError: there is no checkpoint, or it is damaged.
         """
-        config: dict[str, Any] = self._manager.restore(
-            self._latest_or_refuse(), args=ocp.args.Composite(config=ocp.args.JsonRestore())
-        ).config
+        step = self._latest_or_refuse()
+        with self._reading(step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        config: dict[str, Any] = restored.config
         return config
 
     def restore_params(self, target: Any) -> Any:
         """The last step's parameters alone, laid out as `target` asks.
 
         Raises:
-            UserError: there is no checkpoint, or its tensors have other shapes.
+            UserError: there is no checkpoint, it is damaged, or its tensors have other shapes.
         """
         step = self._latest_or_refuse()
         self._require_shapes(step, target)
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
-        return self._manager.restore(step, args=args).params
+        with self._reading(step):
+            return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(target))).params
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """What orbax raises where files of a step are missing or cut short is neither short nor of one kind."""
+        try:
+            yield
+        except (RuntimeError, MemoryError):
+            raise  # the machine's fault, not the files'
+        except Exception as error:
+            before = [saved for saved in saved_steps(self.directory) if saved < step]
+            remedy = f"to go on from step {max(before)}" if before else "and start anew, for it is the only one"
+            raise UserError(
+                f"the checkpoint in {self.directory / str(step)} cannot be read "
+                f"({type(error).__name__}: {_cause(error)}): delete that directory {remedy}"
+            ) from error
 
     def _latest_or_refuse(self) -> int:
         if self.latest is None:
@@ -108,12 +157,22 @@ class Checkpoints:
         """The shape of each parameter of the last step, under its name.
 
         Raises:
-            UserError: there is no checkpoint.
+            UserError: there is no checkpoint, or it is damaged.
         """
-        return shapes_by_name(self._manager.item_metadata(self._latest_or_refuse())["params"].tree)
+        step = self._latest_or_refuse()
+        with self._reading(step):
+            return shapes_by_name(self._manager.item_metadata(step)["params"].tree)
 
     def _require_shapes(self, step: int, target: Any) -> None:
         require_same_shapes(str(self.directory / str(step)), self.shapes(), "this run", shapes_by_name(target))
+
+
+def _cause(error: Exception) -> str:
+    """The end of an error's first line; TensorStore tells before it where in its code it was, and the arrays' specs."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = (str(error).splitlines() or [""])[0]
+    return first.split(" [", 1)[0].rsplit(": ", 1)[-1][:200]
 
 
 def gather_json(values: dict[str, Any]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from lwm.core import params as declared
+from lwm.core.errors import UserError
 from lwm.core.files import whole
 from lwm.core.mesh import make_mesh, sharding
 from lwm.data.loader import require_same
@@ -44,6 +45,8 @@ def train_codec(run: CodecRun, resume: bool = False) -> TrainResult:
     with jax.set_mesh(mesh):
         require_codec_runnable(run)
         require_directory(run, resume)
+        if (model := run.out / "model").exists() and not model.is_dir():
+            raise UserError(f"cannot write the codec to {model}: it is a file; choose another --out")
         resolution = run.codec.resolution
         evaluate = _make_evaluation(run, run.held_out.open(resolution), mesh)
         with PictureFeed(run, run.data.open(resolution), mesh) as feed:

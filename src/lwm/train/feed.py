@@ -4,15 +4,22 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from lwm.core.errors import UserError
 from lwm.core.layout import order
 from lwm.core.mesh import axis_size, sharding
 from lwm.data.examples import ExampleSource, ExampleStream
 from lwm.data.loader import Loader
+from lwm.model.loss import target_weight
 from lwm.train.run import Run
+from lwm.train.step import modality_shares
 from lwm.train.steps import Fed
+
+#: batches that are searched for a target before training is refused
+SEARCHED = 16
 
 
 class Feed:
@@ -41,13 +48,14 @@ class Feed:
     def __exit__(self, *error: object) -> None:
         self._loader.close()
 
-    def make_ready(self) -> None:
-        """Read the next batch already.
+    def make_ready(self) -> Fed:
+        """Read the next batch already, and return it; it stays the next one.
 
         Raises:
             UserError: the records cannot be read or used.
         """
         self._ready = self.next()
+        return self._ready
 
     def next(self) -> Fed:
         """The next batch.
@@ -79,6 +87,28 @@ class Feed:
             return array[np.searchsorted(self._rows, wanted), index[1]]
 
         return jax.make_array_from_callback(self._shape, self._placed, shard)
+
+
+def require_targets(run: Run, feed: Feed) -> None:
+    """Make the first batch ready, and refuse to train where nothing is learned of it and of those after it.
+
+    One batch alone may have no targets: a row may hold a part of a long document that is read and not learned.
+
+    Raises:
+        UserError: no target has weight in the loss; or the records cannot be read or used.
+    """
+    beginning = feed.get_state()
+    shares = modality_shares(run.model.vocab, run.vision_share)
+    learned = jax.jit(lambda batch: jnp.dot(target_weight(batch, run.model.vocab), shares))
+    if float(learned(feed.make_ready().batch)) > 0:
+        return
+    if not any(float(learned(feed.next().batch)) > 0 for _ in range(SEARCHED)):
+        raise UserError(
+            f"none of the first {SEARCHED} batches has a target of weight in the loss, so nothing would be learned: in "
+            "data.fields leave a part without brackets, or raise vision_share if only pictures are learned"
+        )
+    feed.set_state(beginning)
+    feed.make_ready()
 
 
 def rows_here(placed: NamedSharding, shape: tuple[int, int]) -> list[int]:

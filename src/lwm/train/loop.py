@@ -23,7 +23,7 @@ from lwm.model.lora import declare_trained, merge_adapters
 from lwm.model.transformer import Transformer
 from lwm.train.base import open_directory, require_directory
 from lwm.train.checkpoint import Checkpoints
-from lwm.train.feed import Feed
+from lwm.train.feed import Feed, require_targets
 from lwm.train.lora import describe_base, first_params, load_base, require_same_base
 from lwm.train.metrics import import_wandb
 from lwm.train.run import Run, codec_of, features_of, require_runnable
@@ -31,7 +31,10 @@ from lwm.train.state import abstract_state, init_state
 from lwm.train.step import make_eval_step, make_train_step, summarize
 from lwm.train.steps import Moment, TrainResult, Values, as_values, make_hooks, open_sinks, take_steps
 from lwm.weights.adapters import save_adapters
-from lwm.weights.store import save_model
+from lwm.weights.store import require_replaceable, save_model
+
+#: where in a run's directory the finished model goes
+MODEL = "model"
 
 
 def train(run: Run, resume: bool = False) -> TrainResult:
@@ -50,13 +53,14 @@ def train(run: Run, resume: bool = False) -> TrainResult:
     with jax.set_mesh(mesh):
         require_runnable(run, tokenizer)
         require_directory(run, resume)
+        require_replaceable(run.out / MODEL)
         source = run.data.open(tokenizer, run.model.vocab)
         held_out = None if run.held_out is None else run.held_out.open(tokenizer, run.model.vocab)
         measure = None if held_out is None else make_evaluation(run, held_out, mesh)
         with Feed(run, source, mesh) as feed:
             base = load_base(run, mesh)
             begin = resumed(run, feed, base, mesh) if resume else started(run, feed, mesh)
-            feed.make_ready()
+            require_targets(run, feed)
             open_directory(run)  # not before: what was refused until here leaves nothing behind
             describe_base(run, base, mesh)
             with (
@@ -142,7 +146,7 @@ def publish(run: Run, params: Any, base: Transformer | None) -> None:
         if adapters is not None:
             save_adapters(run.out, adapters)
         config, tokenizer = as_tokenized(run), tokenizer_file(run.tokenizer)
-        save_model(run.out / "model", config, whole, tokenizer, run.save_dtype, codec_of(run))
+        save_model(run.out / MODEL, config, whole, tokenizer, run.save_dtype, codec_of(run))
 
 
 def _on_every_host(params: Any) -> Any:

@@ -1,5 +1,6 @@
 """AdamW with the paper's schedules, as an optax chain."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     #: whether the scales of the norms decay as well, as they do in LWM
     decay_norms: bool = False
-    #: gradients longer than this, as one vector over all tensors, are shortened to it
+    #: gradients longer than this, as one vector over all tensors, are shortened to it; inf: none are
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
@@ -36,8 +37,15 @@ class OptimizerConfig:
             raise UserError(
                 f"a cosine schedule needs decay_steps ({self.decay_steps}) beyond warmup_steps ({self.warmup_steps})"
             )
-        if self.learning_rate <= 0 or self.clip_norm <= 0:
-            raise UserError(f"learning_rate {self.learning_rate} and clip_norm {self.clip_norm} must be positive")
+        for name in ("learning_rate", "eps", "clip_norm"):
+            if not (value := getattr(self, name)) > 0 or (name != "clip_norm" and math.isinf(value)):
+                raise UserError(f"{name} {value} must be a positive number")
+        for name in ("end_learning_rate", "weight_decay"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise UserError(f"{name} {value} must be a number of 0 or more")
+        for name in ("b1", "b2"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise UserError(f"{name} {value} must be a number from 0 to below 1")
 
     def ending_at(self, steps: int) -> "OptimizerConfig":
         """The same with the end of the schedule filled in, for a run of so many steps (it may end in the warm-up)."""

@@ -118,9 +118,7 @@ def take_steps(
                 save(run, replace(now, state=state), checkpoints)
                 raise UserError(report_not_finite(run, now.step + 1, values, fed))
             now = Moment(now.step + 1, state, values, fed.loader_state)
-            for every, hook in hooks:
-                if now.step % every == 0 or now.step == run.steps:
-                    hook(now)
+            call_hooks(run, now, hooks, checkpoints)
         save(run, now, checkpoints)
     return now, interruption.signal if now.step < run.steps else None
 
@@ -131,6 +129,18 @@ def next_batch(run: BaseRun, now: Moment, feed: AnyFeed, checkpoints: Checkpoint
         return feed.next()
     except UserError:
         if now.step and jax.process_count() == 1:  # saving takes all processes, and the others did not fail
+            save(run, now, checkpoints)
+        raise
+
+
+def call_hooks(run: BaseRun, now: Moment, hooks: list[tuple[int, Hook]], checkpoints: Checkpoints) -> None:
+    """Call the hooks that are due. If one of them cannot go on, what was learned so far is saved."""
+    try:
+        for every, hook in hooks:
+            if now.step % every == 0 or now.step == run.steps:
+                hook(now)
+    except UserError:
+        if jax.process_count() == 1:  # as in `next_batch`
             save(run, now, checkpoints)
         raise
 

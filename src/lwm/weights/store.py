@@ -66,7 +66,7 @@ def new_directory(directory: Path | str) -> Iterator[Path]:
     """
     directory = Path(directory).absolute()
     try:
-        _require_ours(directory)
+        require_replaceable(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
             written = Path(scratch) / directory.name
@@ -80,7 +80,12 @@ def new_directory(directory: Path | str) -> Iterator[Path]:
         raise UserError(f"cannot write the model to {directory}: {error}") from None
 
 
-def _require_ours(directory: Path) -> None:
+def require_replaceable(directory: Path) -> None:
+    """Refuse a place where `new_directory` could not put a model.
+
+    Raises:
+        UserError: it is a file, or holds something that is not one of our models.
+    """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"cannot write the model to {directory}: it is a file, and a model is a directory")
     if not directory.exists() or not (taken := sorted(_model_files(directory))):
