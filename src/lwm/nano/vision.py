@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from lwm.attention.config import AttentionConfig
+from lwm.core.mesh import MeshShape
 from lwm.core.vocab import Vocab
 from lwm.data.examples import RecordData
 from lwm.data.mixture import MixedData
@@ -209,6 +210,23 @@ def nano_far() -> Run:
     return _deeper(_stage("nano-far", parts, row=8192, steps=100, learning_rate=1e-3, after="nano-deeper"))
 
 
+def nano_farther() -> Run:
+    """Rows of 16,384 tokens, one a step, its halves on two devices: more steps, and no record is cut.
+
+    lwm train nano-farther --cpu-devices 2
+    """
+    parts = (
+        (_records("pictures"), 0.12),
+        (_records("clips_4"), 0.05),
+        (_records("clips_8"), 0.15),
+        (_films(max_clips=58), 0.1),
+        (replace(_LONG_TEXTS, lengths=(16_384, 8192, 2048), length_shares=(0.6, 0.2, 0.2)), 0.42),
+        (_MIXED_TEXTS, 0.16),
+    )
+    run = _deeper(_stage("nano-farther", parts, row=16_384, steps=64, learning_rate=1e-3, after="nano-far"))
+    return replace(run, batch_size=1, mesh=MeshShape(dp=1, fsdp=1, tp=1, sp=-1))
+
+
 STAGES: dict[str, Callable[[], Run]] = {
     "nano-single": nano_single,
     "nano-pictures": nano_pictures,
@@ -224,6 +242,7 @@ LAST_OF_FOUR = "nano-long-texts"
 DEEPER_STAGES: dict[str, Callable[[], Run]] = {
     "nano-deeper": nano_deeper,
     "nano-far": nano_far,
+    "nano-farther": nano_farther,
 }
 
 
