@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from lwm.core.batch import Batch
 from lwm.core.layout import inverse, order
@@ -38,8 +37,3 @@ def test_vision_ids_follow_text_ids() -> None:
     assert (vocab.size, vocab.end_of_frame, vocab.end_of_vision) == (40448, 40192, 40193)
     assert vocab.is_vision(jnp.array([0, 31999, 32000, 40193])).tolist() == [False, False, True, True]
     assert Vocab(text_size=2048).size == 2048
-
-
-def test_a_vision_part_without_room_for_its_marks_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no room"):
-        Vocab(text_size=10, vision_size=9, num_codes=8)

@@ -1,8 +1,10 @@
 import json
+import os
 
 import pytest
 
-from lwm.core.files import whole, write_file, write_json
+from lwm.core.errors import UserError
+from lwm.core.files import read_json, whole, write_file, write_json
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -24,3 +26,11 @@ def test_a_file_is_as_open_to_others_as_any_other(tmp_path):
     (tmp_path / "usual").touch()
     write_json(tmp_path / "ours", {})
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(UserError, match=r"cannot read .*config\.json: it is not a file"):
+        read_json(tmp_path / "config.json", "no model")
+    with pytest.raises(UserError, match=r"no model: it has no other\.json"):
+        read_json(tmp_path / "other.json", "no model")

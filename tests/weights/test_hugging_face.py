@@ -1,6 +1,5 @@
 """Hugging Face directories: `transformers`' logits from what is read, and from what is written; all else is refused."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}},
     "dynamic": {
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+        "max_position_embeddings": 32,
+    },
+    "dynamic, with a length that is passed over": {
+        "rope_parameters": {
+            "rope_type": "dynamic",
+            "rope_theta": 1e4,
+            "factor": 2.0,
+            "original_max_position_embeddings": 16,
+        },
         "max_position_embeddings": 32,
     },
     "llama3, sharded": {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}, **GROUPED},
@@ -104,7 +112,6 @@ def test_transformers_opens_what_is_written(seeing: bool, scaling: Any, tmp_path
     transformers = pytest.importorskip("transformers")
     vocab = Vocab(64, 40, 32, 4) if seeing else Vocab(64)
     config = ModelConfig(vocab, 32, 48, 2, 4, 2, 16, 1e5, scaling, tie_word_embeddings=not seeing, max_context=64)
-    config = dataclasses.replace(config, max_context=32 if isinstance(scaling, DynamicScaling) else 64)
     params = init_sharded(declare(config), jax.random.key(1), np.float32, make_mesh(MeshShape(), jax.devices()[:1]))
     write_hugging_face(tmp_path, config, InMemory(named_leaves(params)), None, "float32")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32").eval()
@@ -152,10 +159,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "window": ({"sliding_window": 4096}, "sliding_window is 4096"),
     "Mistral's window": ({"architectures": None, "model_type": "mistral"}, "sliding_window is 4096"),
     "layers with windows": ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    "layers": ({"layer_types": ["full_attention"] * 9}, "layer_types has 9 layers, and num_hidden_layers is 2"),
+    "one architecture": ({"architectures": "Qwen2ForCausalLM"}, "architectures is 'Qwen2ForCausalLM', which is not a"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config is"),
     "unknown": ({"attention_multiplier": 0.5}, "attention_multiplier is 0.5, which is not known"),
     "part of a head": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     "scaling": ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type='longrope'"),
+    "two scalings": (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+        "rope_scaling and rope_parameters say different things",
+    ),
+    "by layers": (
+        {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
+        "rope_parameters has a block 'full_attention'",
+    ),
+    "kind of scaling": (
+        {"rope_scaling": {"rope_type": []}},
+        r"rope_scaling has a rope_type of \[\], which is not text",
+    ),
     "a field of a scaling": ({"rope_scaling": {"rope_type": "linear", "factr": 2.0}}, "unknown field 'factr'"),
     "no size": ({"hidden_size": None}, "it has no hidden_size"),
     "text": ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two', which is not int"),
@@ -164,6 +185,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "huge": ({"num_hidden_layers": 10**30}, "num_hidden_layers is 10+: it must be positive"),
     "heads": ({"num_attention_heads": 5}, "hidden_size 64 is not a multiple of num_attention_heads 5"),
     "groups": ({"num_key_value_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
+    "its own ids": ({"lwm_vocab": {"text_size": 96, "eos_id": 96}}, "eos_id of a vocabulary is 96"),
     "ids": ({"lwm_vocab": {"text_size": 5}}, "vocab_size is 96 and lwm_vocab has 5 ids"),
 }
 
@@ -184,11 +206,32 @@ def test_what_says_nothing_passes() -> None:
     new = {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}}
     old_config, new_config = (config_from_hugging_face({**PLAIN, **own}, Path("config.json")) for own in (old, new))
     assert old_config == new_config and old_config.rope_scaling is not None
+    assert config_from_hugging_face({**PLAIN, **old, **new}, Path("config.json")) == old_config
+    notes = {
+        "unsloth_version": "2025.1",
+        "max_new_tokens": 20,
+        "sep_token_id": 5,
+        "layer_types": ["full_attention"] * 2,
+    }
+    assert config_from_hugging_face({**PLAIN, **notes}, Path("config.json")) == plain
+    assert config_from_hugging_face({**PLAIN, "vocab_size": 2}, Path("config.json")).vocab == Vocab(2, eos_id=1)
+
+
+def test_the_trained_length_of_a_scaling_is_the_context_if_nothing_says_it() -> None:
+    def scaling(**fields: Any) -> Any:
+        values = {**PLAIN, "max_position_embeddings": 32, "rope_scaling": fields}
+        return config_from_hugging_face(values, Path("config.json")).rope_scaling
+
+    llama3 = {name: value for name, value in LLAMA3.items() if name != "original_max_position_embeddings"}
+    assert scaling(**llama3) == Llama3Scaling(8.0, 1.0, 4.0, 32)
+    assert scaling(**YARN, finetuned=True) == YarnScaling(4.0, 32)
+    dynamic = {"rope_type": "dynamic", "factor": 2.0}
+    assert scaling(**dynamic) == scaling(**dynamic, original_max_position_embeddings=16) == DynamicScaling(2.0, 32)
 
 
 @pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: getattr(scaling, "rope_type", "plain"))
 def test_a_configuration_comes_back(scaling: Any) -> None:
-    config = ModelConfig(Vocab(64, 40, 32, 4, 3, 4), 32, 48, 2, 4, 2, 16, 1e16, scaling, 1e-5, True, 32)
+    config = ModelConfig(Vocab(64, 40, 32, 4, 3, 4), 32, 48, 2, 4, 2, 16, 1e16, scaling, 1e-5, True, 64)
     values = json.loads(json.dumps(config_to_hugging_face(config, "bfloat16")))
     assert config_from_hugging_face(values, Path("config.json")) == config
 
@@ -203,7 +246,7 @@ def written(directory: Path, **changes: Any) -> Path:
 
 
 def test_a_configuration_that_lies_about_its_tensors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.layers\.2999999\.mlp\.down_proj\.weight is missing"):
+    with pytest.raises(UserError, match="it tells of 3000000 layers, and there are 21 tensors"):
         open_source(written(tmp_path, num_hidden_layers=3_000_000)).tensors()
     with pytest.raises(UserError, match=r"layers\.1\.input_layernorm\.weight is not a tensor of this model"):
         open_source(written(tmp_path, num_hidden_layers=1)).tensors()

@@ -188,6 +188,9 @@ def test_what_is_not_written(tmp_path):
         write_stream(tmp_path / "stream", TEXT, InMemory(ours(False)), "int8")
     with pytest.raises(UserError, match=r"embedding has shape \(18, 6\) and should have \(11, 6\)"):
         write_stream(tmp_path / "stream", TEXT, InMemory(ours(True)))
+    wide = ours(False) | {"final_norm": np.full(6, 3.4e38, np.float32)}
+    with pytest.raises(UserError, match="transformer/ln_f/kernel has numbers that bfloat16 does not hold"):
+        write_stream(tmp_path / "stream", TEXT, InMemory(wide), "bfloat16")
     assert not list(tmp_path.iterdir())
 
 

@@ -124,6 +124,10 @@ def test_a_released_model_is_known_by_its_widths(tmp_path, vision_size):
         config_of_stream(file, json=None, theta=None, max_context=2**20)
     with pytest.raises(UserError, match=r"theta and max_sequence_length: give --theta and --max-context"):
         config_of_stream(file, json=None, theta=None, max_context=None)
+    assert config_of_stream(file, json=None, theta=5e7, max_context=None) == wanted
+    assert config_of_stream(file, json=None, theta=1e7, max_context=None).max_context == 2**18
+    with pytest.raises(UserError, match="says its max_sequence_length: give --max-context "):
+        config_of_stream(file, json=None, theta=3e6, max_context=None)
     with pytest.raises(UserError, match="--theta nan is no rotary base"):
         config_of_stream(file, json=None, theta=float("nan"), max_context=2**20)
 
@@ -147,6 +151,10 @@ def test_heads_that_nobody_tells():
         ({"vocab_size": "512"}, "vocab_size '512', which should be a whole number"),
         ({"theta": "10000"}, "rope_theta='10000', which is not float"),
         ({"theta": 0}, "rope_theta is 0"),
+        ({"theta": float("inf")}, "rope_theta is inf"),
+        ({"bos_token_id": 512}, "bos_id of a vocabulary is 512"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads 2, and its code computes 4"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling .*, and its code computes None"),
         ({"rms_norm_eps": True}, "rms_norm_eps=True, which is not float"),
         ({"theta": "absent"}, "give --theta"),
         ({"vocab": {"text_size": 512}}, "unknown field"),
@@ -169,6 +177,7 @@ def test_files_that_are_no_configuration(tmp_path, content):
 
 def test_a_configuration_by_itself():
     assert config_from_json(STATED) == VISION
+    assert config_from_json(STATED | {"num_key_value_heads": 4, "head_dim": None, "rope_scaling": {}}) == VISION
     assert config_from_json(STATED | {"vision_vocab_size": None, "bos_token_id": 0, "eos_token_id": 1}).vocab == Vocab(
         512, bos_id=0, eos_id=1
     )

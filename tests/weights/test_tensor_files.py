@@ -1,6 +1,7 @@
 """Safetensors written piece by piece are read by the library; files and indexes that lie get one sentence each."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,10 +41,19 @@ def test_the_library_reads_what_is_written(dtype: str, tmp_path: Path) -> None:
         assert files.specs[name].dtype == jnp.dtype(dtype)
 
 
-def test_numbers_that_float16_does_not_hold() -> None:
-    with pytest.raises(UserError, match="wide has numbers that float16 does not hold"):
-        narrowed(np.float32([1e6]), np.dtype("float16"), "wide")
-    assert np.isinf(narrowed(np.float32([np.inf]), np.dtype("float16"), "infinite")).all()
+@pytest.mark.parametrize(
+    ("number", "stored", "dtype", "remedy"),
+    [
+        (1e6, "float32", "float16", "write it in bfloat16 or float32"),
+        (3.4e38, "float32", "bfloat16", "write it in float32"),
+        (1e300, "float64", "float32", "nothing wider is written"),
+    ],
+)
+def test_numbers_that_a_dtype_does_not_hold(number: float, stored: str, dtype: str, remedy: str) -> None:
+    for others in ([], [np.inf], [np.nan, 1]):  # what is not finite already does not hide the rest
+        with pytest.raises(UserError, match=f"wide has numbers that {dtype} does not hold: {remedy}"):
+            narrowed(np.array([*others, number], stored), jnp.dtype(dtype), "wide")
+    assert np.isinf(narrowed(np.array([np.inf, -np.inf], stored), jnp.dtype(dtype), "infinite")).all()
 
 
 def header(entries: dict, num_bytes: int) -> bytes:
@@ -93,9 +103,12 @@ INDEXES: dict[str, tuple[object, str]] = {
     "the root": ({"weight_map": {"a": "/etc/passwd"}}, "not a .safetensors file beside it"),
     "no tensors": ({"weight_map": {"a": "config.json"}}, "not a .safetensors file beside it"),
     "a number": ({"weight_map": {"a": 5}}, "not a .safetensors file beside it"),
+    "no text": ({"weight_map": {"a": "\ud800.safetensors"}}, r"is in '\\ud800\.safetensors', which is not a"),
+    "a zero byte": ({"weight_map": {"a": "x\0.safetensors"}}, "not a .safetensors file beside it"),
     "nothing": ({"weight_map": {}}, "has no weight_map"),
     "a list": ({"weight_map": ["a"]}, "has no weight_map"),
     "no object": ([], "not a JSON object"),
+    "a name that is too long": ({"weight_map": {"a": "a" * 5000 + ".safetensors"}}, "cannot read the tensors in"),
     "a file that is not there": ({"weight_map": {"a": "model-1.safetensors"}}, "cannot read the tensors in"),
 }
 
@@ -112,4 +125,25 @@ def test_indexes_that_lead_elsewhere(how: str, tmp_path: Path) -> None:
 def test_deeply_nested_json(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text("[" * 100_000)
     with pytest.raises(UserError, match="cannot read"):
+        TensorFiles(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / TENSORS)
+    with pytest.raises(UserError, match="there are no tensors in"):
+        TensorFiles(tmp_path)
+    os.mkfifo(tmp_path / "model-1.safetensors")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    with pytest.raises(UserError, match=r"cannot read the tensors in .*model-1\.safetensors: it is not a file"):
+        TensorFiles(tmp_path)
+
+
+def test_a_tensor_in_two_files(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save_file(
+            {"a": np.float32([number]), f"b{number}": np.zeros(1, np.float32)}, tmp_path / f"{number}.safetensors"
+        )
+    weight_map = {"a": "1.safetensors", "b1": "1.safetensors", "b2": "2.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=r"the tensor a is in .*1\.safetensors and in .*2\.safetensors: take one"):
         TensorFiles(tmp_path)

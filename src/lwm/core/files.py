@@ -39,6 +39,8 @@ def read_json(path: Path, when_missing: str) -> dict[str, Any]:
         UserError: no such file, or not an object in JSON.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"cannot read {path}: it is not a file")
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{when_missing}: it has no {path.name}") from None

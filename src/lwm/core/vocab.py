@@ -8,10 +8,19 @@ from dataclasses import dataclass
 
 import jax
 
+from lwm.core.errors import UserError
+
+#: ids are int32
+_MOST = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Vocab:
-    """Sizes and special ids; `text_size` counts every text id, special ones included."""
+    """Sizes and special ids; `text_size` counts every text id, special ones included.
+
+    Raises:
+        UserError: a size that is negative or too large, codes and marks that do not fit, a special id that is no text.
+    """
 
     text_size: int
     vision_size: int = 0
@@ -21,10 +30,22 @@ class Vocab:
     eos_id: int = 2
 
     def __post_init__(self) -> None:
-        if self.vision_size and self.vision_size < self.num_codes + 2:
-            raise ValueError(
+        for name in ("text_size", "vision_size", "num_codes", "tokens_per_frame"):
+            least = int(name == "text_size")
+            if not least <= getattr(self, name) <= _MOST:
+                raise UserError(f"{name} of a vocabulary is {getattr(self, name)}: give one from {least} to {_MOST}")
+        if self.vision_size < self.num_codes + 2 and (self.vision_size or self.num_codes):
+            raise UserError(
                 f"vision_size {self.vision_size} has no room for {self.num_codes} codes, end of frame and end of vision"
             )
+        if self.size > _MOST:
+            raise UserError(f"a vocabulary of {self.size} ids is too large: give text_size and vision_size smaller")
+        for name in ("bos_id", "eos_id"):
+            if not 0 <= getattr(self, name) < self.text_size:
+                raise UserError(
+                    f"{name} of a vocabulary is {getattr(self, name)}, which is none of its ids of text: give one "
+                    f"from 0 to {self.text_size - 1}"
+                )
 
     @property
     def size(self) -> int:

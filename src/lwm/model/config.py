@@ -15,6 +15,9 @@ from lwm.model.rope import RopeScaling, scaling_from_json
 
 Remat = Literal["none", "attention", "full"]
 
+#: sizes and positions are int32, and numbers fp32; rotary bases go furthest
+MOST_OF_SIZES, MOST_OF_NUMBERS = 2**31 - 1, 1e30
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -36,8 +39,9 @@ class ModelConfig:
     max_context: int = 4096
 
     def __post_init__(self) -> None:
-        _require_positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
-        _require_positive(self, "head_width", "rope_theta", "rms_norm_eps", "max_context")
+        _require_sizes(self, "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+        _require_sizes(self, "head_width", "max_context")
+        _require_positive(self, MOST_OF_NUMBERS, "rope_theta", "rms_norm_eps")
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_width % 2:
@@ -78,10 +82,17 @@ class ModelConfig:
         require_divisible("hidden_size", self.hidden_size, "embed")
 
 
-def _require_positive(config: Any, *names: str) -> None:
+def _require_sizes(config: Any, *names: str) -> None:
+    _require_positive(config, MOST_OF_SIZES, *names)
+
+
+def _require_positive(config: Any, most: int | float, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
-            raise UserError(f"{name} is {getattr(config, name)}: it must be positive")
+        value = getattr(config, name)
+        if not value > 0:
+            raise UserError(f"{name} is {value}: it must be positive")
+        if value > most:
+            raise UserError(f"{name} is {value}: it must not be greater than {most}")
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ class Compute:
     remat: Remat = "full"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "ffn_chunk", "loss_chunk")
+        _require_sizes(self, "ffn_chunk", "loss_chunk")
 
     @property
     def jax_dtype(self) -> jnp.dtype:

@@ -11,7 +11,7 @@ from typing import Any
 from lwm.core.config import from_json
 from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
-from lwm.model.config import ModelConfig
+from lwm.model.config import MOST_OF_NUMBERS, MOST_OF_SIZES, ModelConfig
 from lwm.model.rope import DynamicScaling, RopeScaling, scaling_from_json
 
 #: model_type, architecture and `transformers`' defaults where they differ between the two
@@ -21,8 +21,8 @@ _DEFAULT_KV_HEADS = {"llama": None, "mistral": 8}
 _DEFAULT_WINDOW = {"llama": None, "mistral": 4096}
 #: where a vision-language model of ours keeps what its ids mean
 VOCAB = "lwm_vocab"
-#: no number of a configuration is greater; rotary bases go furthest
-MOST = 1e30
+#: where a model of ours keeps its context, if `max_position_embeddings` has to be another length
+CONTEXT = "lwm_max_context"
 
 #: what they say does not change a forward pass, or is said by the tensors
 _OF_NO_EFFECT = frozenset((
@@ -34,12 +34,13 @@ _OF_NO_EFFECT = frozenset((
     "max_sequence_length", "transformers.js_config", "top_k", "top_p", "temperature", "num_beams", "length_penalty",
     "repetition_penalty", "do_sample", "min_length", "diversity_penalty", "early_stopping",
     "encoder_no_repeat_ngram_size", "no_repeat_ngram_size", "num_beam_groups", "num_return_sequences", "typical_p",
-    "remove_invalid_values", "cross_attention_hidden_size",
+    "remove_invalid_values", "cross_attention_hidden_size", "max_new_tokens", "sep_token_id", "unsloth_fixed",
+    "unsloth_version",
 ))  # fmt: skip
 _UNDERSTOOD = frozenset(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings max_position_embeddings hidden_act "
-    f"attention_bias mlp_bias sliding_window layer_types partial_rotary_factor {VOCAB}".split()
+    f"attention_bias mlp_bias sliding_window layer_types partial_rotary_factor {VOCAB} {CONTEXT}".split()
 )
 
 
@@ -77,13 +78,15 @@ def _config(values: dict[str, Any]) -> ModelConfig:
         rope_scaling=scaling,
         rms_norm_eps=_number(values, "rms_norm_eps", 1e-6, float),
         tie_word_embeddings=_flag(values, "tie_word_embeddings"),
-        max_context=context,
+        max_context=_number(values, CONTEXT, context),
     )
 
 
 def _family(values: dict[str, Any]) -> str:
     architectures, kind = values.get("architectures"), values.get("model_type")
-    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    if architectures and not isinstance(architectures, list):
+        raise UserError(f"architectures is {architectures!r:.80}, which is not a list")
+    named = architectures[0] if architectures else None
     if named is not None and named not in FAMILY.values():
         raise UserError(f"its architecture is {named!r:.80}: known are {', '.join(FAMILY.values())}")
     if kind is None and named is not None:
@@ -108,6 +111,8 @@ def _refuse_options(values: dict[str, Any], kind: str) -> None:
     layers = values.get("layer_types") or []
     if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
         raise UserError("layer_types has layers other than full_attention")
+    if layers and len(layers) != (num_layers := _number(values, "num_hidden_layers")):
+        raise UserError(f"layer_types has {len(layers)} layers, and num_hidden_layers is {num_layers}")
     for name in sorted(values.keys() - _UNDERSTOOD - _OF_NO_EFFECT):
         if values[name]:
             raise UserError(
@@ -118,24 +123,39 @@ def _refuse_options(values: dict[str, Any], kind: str) -> None:
 
 def _rotary(values: dict[str, Any], context: int) -> tuple[float, RopeScaling | None]:
     """The base and the scaling, whether they stand in `rope_parameters` (since transformers 5) or by themselves."""
-    stated = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    theta = _number(values, "rope_theta", 10_000.0, float)
+    stated = [name for name in ("rope_scaling", "rope_parameters") if values.get(name)]
+    found = [_stated_rotary(values[name], name, theta, context) for name in stated]
+    if len(found) == 2 and found[0] != found[1]:
+        raise UserError("rope_scaling and rope_parameters say different things: take the one out that is not meant")
+    return found[0] if found else (theta, None)
+
+
+def _stated_rotary(stated: object, where: str, theta: float, context: int) -> tuple[float, RopeScaling | None]:
+    """The base and the scaling of one block, which is called `where`; `theta` is the base that stands beside it."""
     if not isinstance(stated, dict):
-        raise UserError(f"the rotary positions are {stated!r:.80}, which is not an object")
-    fields = dict(stated)
-    theta = _number(fields, "rope_theta", _number(values, "rope_theta", 10_000.0, float), float)
-    kind = fields.pop("rope_type", None) or fields.pop("type", None) or "default"
-    for gone in ("rope_theta", "type"):
-        fields.pop(gone, None)
-    if fields.pop("partial_rotary_factor", 1) not in (1, None):
+        raise UserError(f"{where} is {stated!r:.80}, which is not an object")
+    fields = {name: value for name, value in stated.items() if value is not None}
+    theta = _number(fields, "rope_theta", theta, float)
+    kind = fields.get("rope_type", fields.get("type", "default"))
+    if not isinstance(kind, str):
+        raise UserError(f"{where} has a rope_type of {kind!r:.80}, which is not text")
+    for name, value in stated.items():
+        if isinstance(value, dict):
+            raise UserError(f"{where} has a block {name!r:.80}: positions that differ between layers are not computed")
+    if fields.get("partial_rotary_factor", 1) != 1:
         raise UserError("partial_rotary_factor is not 1: positions that turn part of a head are not computed")
     if kind == "default":
         return theta, None
-    fields = {name: value for name, value in fields.items() if value is not None}
-    if kind in ("dynamic", "yarn") and "original_max_position_embeddings" not in fields:
+    for said in ("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"):
+        fields.pop(said, None)
+    if kind == "dynamic":  # `transformers` goes by the context, whatever else stands there
         fields["original_max_position_embeddings"] = context
+    if kind in ("llama3", "yarn"):
+        fields.setdefault("original_max_position_embeddings", context)
     if kind == "yarn" and isinstance(original := fields["original_max_position_embeddings"], int) and original > 0:
         fields.setdefault("factor", context / original)
-    return theta, scaling_from_json({"rope_type": kind, **fields}, "its rope_scaling")
+    return theta, scaling_from_json({"rope_type": kind, **fields}, f"its {where}")
 
 
 def _vocab(values: dict[str, Any]) -> Vocab:
@@ -152,7 +172,7 @@ def _vocab(values: dict[str, Any]) -> Vocab:
 def _special(values: dict[str, Any], name: str, default: int, size: int) -> int:
     found = values.get(name)
     first = found[0] if isinstance(found, list) and found else found
-    return first if type(first) is int and 0 <= first < size else default
+    return first if type(first) is int and 0 <= first < size else min(default, size - 1)
 
 
 def _number(values: dict[str, Any], name: str, default: Any = None, kind: type = int) -> Any:
@@ -161,7 +181,7 @@ def _number(values: dict[str, Any], name: str, default: Any = None, kind: type =
         raise UserError(f"it has no {name}")
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
         raise UserError(f"{name} is {value!r:.80}, which is not {kind.__name__}")
-    if not 0 < value < (2**31 if kind is int else MOST):
+    if not 0 < value <= (MOST_OF_SIZES if kind is int else MOST_OF_NUMBERS):
         raise UserError(f"{name} is {value!s:.80}: it must be positive, and of a size that a model has")
     return kind(value)
 
@@ -176,7 +196,8 @@ def _flag(values: dict[str, Any], name: str) -> bool:
 def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """A `config.json` that `transformers` 4 and 5 read as a `LlamaForCausalLM`.
 
-    A model that sees is one whose vocabulary goes on behind the text; the block `lwm_vocab` says where.
+    A model that sees is one whose vocabulary goes on behind the text; the block `lwm_vocab` says where. A context that
+    is not the length that `transformers` has to be told stands under `lwm_max_context`.
     """
     vocab, scaling, context = config.vocab, config.rope_scaling, config.max_context
     stated = None
@@ -206,4 +227,5 @@ def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "eos_token_id": vocab.eos_id,
         "torch_dtype": dtype,
     }
-    return values | ({VOCAB: dataclasses.asdict(vocab)} if vocab.vision_size else {})
+    ours: dict[str, Any] = {VOCAB: dataclasses.asdict(vocab)} if vocab.vision_size else {}
+    return values | ours | ({CONTEXT: config.max_context} if config.max_context != context else {})

@@ -18,6 +18,7 @@ from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
 from lwm.weights.stream_format import DTYPES, Key, StreamLeaf, scan
 from lwm.weights.stream_writer import leaf_frame, write_leaf
+from lwm.weights.tensor_files import narrowed
 from lwm.weights.tensors import STACKED, Tensors, TensorSpec, pieces
 
 LAYERS: Key = ("transformer", "h")
@@ -218,7 +219,7 @@ def write_stream(
 
     Raises:
         UserError: a model that LWM's code cannot hold, tensors that are not those of `config`, a leaf that is too large
-            in that dtype, or the file cannot be written.
+            in that dtype or has numbers that it does not hold, or the file cannot be written.
     """
     _require_held_by_lwm(config)
     if dtype not in WRITTEN:
@@ -233,7 +234,7 @@ def write_stream(
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as scratch, open(scratch, "wb") as stream:
             for key, parts in _parts(config, tensors):
-                write_leaf(stream, key, stored[key], number, (part.astype(number) for part in parts))
+                write_leaf(stream, key, stored[key], number, (narrowed(part, number, slashed(key)) for part in parts))
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}") from None
     return file

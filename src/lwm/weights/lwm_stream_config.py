@@ -1,7 +1,8 @@
 """What a checkpoint stream of LWM's is a model of: its sizes are in the stream, the rest stands beside it or nowhere.
 
 Neither the number of heads nor the rotary base can be seen in shapes. LWM's JAX models come without a configuration
-file; then the heads are those of LWM's size of the same widths, and the base has to be given.
+file; then the heads are those of LWM's size of the same widths, and the base has to be given. The context may be left
+out where LWM's own models have that base: it is the longest of theirs.
 """
 
 import json as json_format
@@ -138,6 +139,9 @@ def _theirs(values: dict[str, Any], vision_size: int, theta: float | None, max_c
     values = values | {name: value for name, value in given.items() if value is not None}
     if vision_size == 0 or values.get("vision_vocab_size") is None:  # of a text model it may be stated, too
         values["vision_vocab_size"] = vision_size
+    if _first(values, UNSEEN["--max-context"]) is None:
+        base = _first(values, UNSEEN["--theta"])
+        values["max_sequence_length"] = max((n for n, known in ROPE_THETA.items() if known == base), default=None)
     if missing := [flag for flag, names in UNSEEN.items() if _first(values, names) is None]:
         bases = ", ".join(f"{base:g} at {length}" for length, base in ROPE_THETA.items())
         raise UserError(
@@ -182,6 +186,11 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     hidden_size, num_heads = number("hidden_size"), number("num_attention_heads")
     if not num_heads or hidden_size % num_heads:
         raise UserError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}")
+    head_width = hidden_size // num_heads
+    computed = {"num_key_value_heads": num_heads, "head_dim": head_width, "rope_scaling": None, "rope_parameters": None}
+    for name, wanted in computed.items():
+        if values.get(name) and values[name] != wanted:
+            raise UserError(f"LWM's configuration has {name} {values[name]!r:.80}, and its code computes {wanted}")
     vision_size = number("vision_vocab_size", 0)
     spare = number("spare_vision_ids", SPARE_IDS)
     if 0 < vision_size <= spare:
@@ -204,7 +213,7 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
             "num_layers": number("num_hidden_layers"),
             "num_heads": num_heads,
             "num_kv_heads": num_heads,
-            "head_width": hidden_size // num_heads,
+            "head_width": head_width,
             "rope_theta": float(theta) if type(theta) is int else theta,
             "max_context": max_context,
             **optional,

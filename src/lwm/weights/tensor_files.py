@@ -36,15 +36,18 @@ class TensorFiles:
 
     Raises:
         UserError: no such file, a file that is not of safetensors, an index that leads elsewhere, tensors in a dtype
-            that is not one of weights.
+            that is not one of weights, a tensor that is in two files.
     """
 
     def __init__(self, directory: Path) -> None:
         self.specs: dict[str, TensorSpec] = {}
         self._files: dict[str, Any] = {}
+        files: dict[str, Path] = {}
         for file in tensor_paths(directory):
             opened = _open(file)
             for name in opened.keys():  # noqa: SIM118 (the library's object is no dictionary)
+                if (other := files.setdefault(name, file)) is not file:
+                    raise UserError(f"the tensor {name} is in {other} and in {file}: take one of the two out")
                 stored = opened.get_slice(name)
                 if (dtype := DTYPES.get(stored.get_dtype())) is None:
                     raise UserError(
@@ -64,7 +67,7 @@ def tensor_paths(directory: Path) -> list[Path]:
     Raises:
         UserError: there are none, or an index names something that is not a file beside it.
     """
-    if (directory / TENSORS).exists():
+    if (directory / TENSORS).is_file():
         return [directory / TENSORS]
     index = directory / INDEX
     missing = f"there are no tensors in {directory}, in one file ({TENSORS}) or in several"
@@ -72,13 +75,18 @@ def tensor_paths(directory: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise UserError(f"{index} says that {name} is in {file!r:.80}, which is not a .safetensors file beside it")
+        beside = isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
+        if not beside or not file.isprintable():  # half a surrogate is no name of a file
+            raise UserError(
+                f"{index} says that {name!r:.80} is in {file!r:.80}, which is not a .safetensors file beside it"
+            )
     return [directory / file for file in sorted(set(weight_map.values()))]
 
 
 def _open(file: Path) -> Any:
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise UserError(f"cannot read the tensors in {file}: it is not a file")
         return safe_open(file, framework="numpy")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the tensors in {file}: {error}") from None
@@ -128,8 +136,11 @@ def narrowed(piece: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
         return piece
     with np.errstate(over="ignore"):
         out = piece.astype(dtype)
-    if dtype == np.float16 and not np.isfinite(out).all() and np.isfinite(piece).all():
-        raise UserError(f"{name} has numbers that float16 does not hold: write it in bfloat16 or float32")
+    infinite = np.isinf(out)
+    if infinite.any() and np.isfinite(piece[infinite]).any():
+        wider = {"float16": "write it in bfloat16 or float32", "bfloat16": "write it in float32"}
+        remedy = wider.get(dtype.name, "nothing wider is written, so scale them down first")
+        raise UserError(f"{name} has numbers that {dtype.name} does not hold: {remedy}")
     return out
 
 
