@@ -80,6 +80,7 @@ ALL_SORTS = """{% macro say(message) %}<{{ message.role }}>{{ message.content | 
 {% endfor %}
 {{ messages | map(attribute='role') | join(',') }} {{ ns.count }} {{ unk_token }}{{ pad_token is defined }}{{ x }}
 """
+FOR_EVER = "{{% for i in range(99999) %}}{{% for j in range(99999) {} %}}"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHATS = [
     [("user", 'Why <is> it \u2615 "so"?')],
@@ -130,6 +131,11 @@ def test_a_template_that_knows_the_day() -> None:
         ("{{ messages.append(1) }}", "refuses what is said: .* is not safely callable|refuses what is said: .*unsafe"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses what is said: access to attribute '__class__'"),
         ("{{ range(10 ** 9) | list }}", "fails: OverflowError: Range too big"),
+        (FOR_EVER.format("") + "{% endfor %}" * 2, "refuses what is said: it takes more than 100000 steps"),
+        (FOR_EVER.format("if false") + "{% endfor %}" * 2, "more than 100000 steps"),
+        ("{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(99) }}", "100000 steps"),
+        ("{{ 'a' * 20000000000 }}", "a text or a list of more than 1000000 parts"),
+        ("{{ 9 ** (9 ** 9) }}", "a number of more than 100000 bits"),
         ("{{ raise_exception('no system') }}", "in x refuses what is said: no system"),
     ],
 )
@@ -157,7 +163,8 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").unlink()
     for content, complaint in [
         ('{"chat_template": 1}', "chat_template is not a text"),
-        ("[", "readable"),
+        ("[", "cannot read"),
+        ("[" * 100_000, "too deep"),
         ("[]", "JSON"),
     ]:
         config.write_text(content)

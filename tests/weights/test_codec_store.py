@@ -59,6 +59,7 @@ def test_there_and_back(tmp_path, mesh, config, dtype):
         (lambda c: c.update(resolution="32"), "which is not int"),
         (lambda c: c.update(colour=3), "unknown field 'colour'"),
         (lambda c: c.update(decoder_width=17), "has shape"),
+        (lambda c: c.update(encoder_layers=10**9), "its encoder_layers or decoder_layers asks for 4000000008 tensors"),
     ],
 )
 def test_a_wrong_config_is_refused(tmp_path, mesh, change, message):
@@ -79,6 +80,7 @@ def test_broken_files_are_refused(tmp_path, mesh):
     (tmp_path / TENSORS).write_bytes(content[:1000])
     with pytest.raises(UserError, match="cannot read the tensors"):
         load_codec(tmp_path, mesh)
-    (tmp_path / CONFIG).write_text("[")
-    with pytest.raises(UserError, match="cannot read"):
-        load_codec(tmp_path, mesh)
+    for broken, message in {"[": "cannot read", "[]": "not a JSON object", "[" * 100_000: "too deep"}.items():
+        (tmp_path / CONFIG).write_text(broken)
+        with pytest.raises(UserError, match=message):
+            load_codec(tmp_path, mesh)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from lwm.cli import main
@@ -32,6 +33,8 @@ from lwm.weights.lwm_stream import write_stream
 from lwm.weights.released import RELEASED, released
 from lwm.weights.store import save_model
 from lwm.weights.tensors import TensorSpec, whole
+
+from . import flax_stream
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 LWM_CONFIG = {
@@ -92,6 +95,27 @@ def test_there_and_back_by_every_form(seeing: Path, tmp_path: Path) -> None:
     assert {"config.json", "params", "tokenizer.json"} <= {path.name for path in steps[3].iterdir()}
 
 
+def test_a_model_whose_numbers_are_none_is_written_and_not_verified(seeing: Path, tmp_path: Path, capsys) -> None:
+    broken = shutil.copytree(seeing, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["final_norm"][0] = np.nan
+    save_file(tensors, broken / "model.safetensors")
+    assert main(["convert", str(broken), str(tmp_path / "copy"), "--verify"]) == 2
+    told = capsys.readouterr().err
+    assert "copy is written, but it could not be verified: " in told and "broken has logits that are not fin" in told
+    assert_same(broken, tmp_path / "copy")
+
+
+def test_what_is_assumed_of_a_codec_is_among_the_notes(tmp_path: Path) -> None:
+    convert(ConvertConfig(str(GOLDEN / "vqgan.pkl"), tmp_path / "told", to="hf", resolution=64))
+    assert convert(ConvertConfig(str(tmp_path / "told"), tmp_path / "one")).notes == []
+    values = json.loads((tmp_path / "told" / "config.json").read_text())
+    del values["_pixel_range"]
+    (tmp_path / "told" / "config.json").write_text(json.dumps(values))
+    (note,) = convert(ConvertConfig(str(tmp_path / "told"), tmp_path / "two")).notes
+    assert note.startswith("pixels are taken to be in [0, 1]")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_another_dtype_is_the_rounded_model(dtype: str, seeing: Path, tmp_path: Path) -> None:
     done = convert(ConvertConfig(str(seeing), tmp_path / "narrow", dtype=dtype))
@@ -110,6 +134,15 @@ def test_lwms_own_streams(name: str, tmp_path: Path) -> None:
     assert_same(ours, theirs)
     assert_same(ours, back)
     assert open_source(ours).config.vocab.vision_size == (8448 if "video" in name else 0)
+
+
+def test_a_stream_in_float64_is_written_in_float32(tmp_path: Path) -> None:
+    config, stored = tmp_path / "lwm.json", flax_stream.read(GOLDEN / "lwm_text_stream")
+    config.write_text(json.dumps(LWM_CONFIG))
+    wide = flax_stream.write(tmp_path / "stream", {name: array.astype(np.float64) for name, array in stored.items()})
+    done = convert(ConvertConfig(str(wide), tmp_path / "ours", config=config))
+    assert {(row.stored, row.written) for row in done.rows} == {("float64", "float32")}
+    np.testing.assert_array_equal(tensors_of(done.directory)["head"], stored["lm_head/kernel"])
 
 
 def test_a_stream_that_says_nothing(tmp_path: Path) -> None:

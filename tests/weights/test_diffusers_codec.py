@@ -14,7 +14,7 @@ from lwm.core.errors import UserError
 from lwm.vqgan.config import PatchCodecConfig, VQGANConfig
 from lwm.vqgan.model import VQGAN, declare, decode, encode
 from lwm.vqgan.quantize import Codebook, Levels, codes_of, vectors_of
-from lwm.weights.diffusers_codec import CONFIG, TENSOR_FILES, read_diffusers, write_diffusers
+from lwm.weights.diffusers_codec import CONFIG, TENSOR_FILES, assumptions, read_diffusers, write_diffusers
 from lwm.weights.vqgan_pickle import config_from_shapes, from_pickle, read_arrays
 
 TENSORS = TENSOR_FILES[0]
@@ -183,7 +183,7 @@ def test_amuseds_config_leaves_its_resolution_to_the_pipeline(tmp_path):
         ({"block_out_channels": []}, r"its block_out_channels \(\) must be"),
         ({"block_out_channels": 4}, "block_out_channels=4, which is not a list of int"),
         ({"block_out_channels": [4] * 20000}, "its down_block_types is"),
-        ({"layers_per_block": 10**12}, "its layers_per_block is 1000000000000, of 105 tensors in all"),
+        ({"layers_per_block": 10**12}, "its layers_per_block asks for 32000000000000 tensors or more, and there"),
         ({"layers_per_block": 0}, "its layers_per_block is 0: it must be positive"),
         ({"layers_per_block": 2}, r"up_blocks.0.resnets.2.conv1.bias is missing"),
         ({"norm_num_groups": 0}, "its norm_num_groups is 0"),
@@ -252,11 +252,21 @@ def test_broken_and_missing_files_are_refused(written):
     (written / TENSORS).rename(written / "model.safetensors")
     assert read_diffusers(written)[0] == SMALL
     (written / CONFIG).unlink()
-    with pytest.raises(UserError, match=r"cannot read .*config\.json"):
+    with pytest.raises(UserError, match=r"is no codec of diffusers: it has no config\.json"):
         read_diffusers(written)
     (written / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no diffusion_pytorch_model\.safetensors"):
         read_diffusers(written)
+
+
+def test_what_is_assumed_of_the_pixels_is_said(written):
+    assert assumptions(written) == []
+    values = json.loads((written / CONFIG).read_text())
+    del values["_pixel_range"]
+    (written / CONFIG).write_text(json.dumps(values))
+    (note,) = assumptions(written)
+    assert note.startswith("pixels are taken to be in [0, 1], as aMUSEd's are: ")
+    assert '"_pixel_range": [-1, 1]' in note
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import collections
 import datetime
 import os
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -156,11 +157,59 @@ def test_small_files_that_would_take_for_ever_are_refused(value, tmp_path):
         read_arrays(write(tmp_path / "weights.pkl", value))
 
 
-def test_a_key_that_is_hashed_for_ever_is_refused(tmp_path):
+PAIRS = b")" + b"2\x86" * 60  # a pair of the same pair of the same pair ...
+FROZEN = b"cflax.core.frozen_dict\nFrozenDict\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"}" + PAIRS + b"K\x01s", "a dictionary whose keys are not names"),
+        (b"(" + PAIRS + b"K\x01d", "a dictionary whose keys are not names"),
+        (b"\x8f(" + PAIRS + b"\x90", "a set"),
+        (b"(" + PAIRS + b"\x91", "a set"),
+        (FROZEN + b"](" + PAIRS + b"K\x01\x86e\x85R", "made of something else"),
+        (FROZEN + b"](" + PAIRS + b"K\x01\x86e\x85\x81", "an object"),
+        (b"\x96" + struct.pack("<Q", 2**33), "more than the file"),
+    ],
+)
+def test_small_programs_that_would_run_for_ever_are_refused(program, message, tmp_path):
     file = tmp_path / "weights.pkl"
-    file.write_bytes(b"\x80\x04})" + b"2\x86" * 60 + b"K\x01s.")  # a pair of the same pair of the same pair ...
-    with pytest.raises(UserError, match="a dictionary whose keys are not names"):
+    file.write_bytes(b"\x80\x04" + program + b".")
+    with pytest.raises(UserError, match=f"is refused: it holds .*{message}"):
         read_arrays(file)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_file_of_flaxs_frozen_dictionaries(protocol, tmp_path):
+    content = pickle.dumps({"a": np.ones(3, "f4")}, protocol)
+    file = tmp_path / "weights.pkl"
+    file.write_bytes(content[:2] + FROZEN + content[2:-1] + b"\x85R.")
+    np.testing.assert_array_equal(read_arrays(file)["a"], np.ones(3))
+
+
+def test_an_array_in_several_places_is_refused(tmp_path):
+    shared = np.zeros(1000)
+    for value, protocol in [({"a": shared, "b": shared}, 4), ({"a": {"c": shared}, "b": {"c": shared}}, 5)]:
+        with pytest.raises(UserError, match="is refused: it holds arrays that are in several places"):
+            read_arrays(write(tmp_path / "weights.pkl", value, protocol))
+    encode = b"c_codecs\nencode\n" + b"X" + struct.pack("<I", 1000) + b"a" * 1000 + b"X\x06\0\0\0latin1\x86q\0R0"
+    again = b"c_codecs\nencode\nh\0R0"
+    (tmp_path / "weights.pkl").write_bytes(b"\x80\x02" + encode + again * 1000 + b"}.")
+    with pytest.raises(UserError, match="bytes that are in several places"):
+        read_arrays(tmp_path / "weights.pkl")
+
+
+def test_a_name_without_end_is_refused(tmp_path):
+    with pytest.raises(UserError, match="a name of more than 1000 letters"):
+        read_arrays(write(tmp_path / "weights.pkl", {"a" * 600: {"a" * 600: np.ones(1)}}))
+
+
+def test_blocks_that_are_empty_are_not_declared():
+    arrays = {f"encoder/DownsamplingBlock_0/ResnetBlock_{place}/x": np.ones(1) for place in range(20)}
+    config = VQGANConfig(64, 32, (1, 2, 2), num_res_blocks=20)
+    with pytest.raises(UserError, match="its num_res_blocks asks for 960 tensors or more, and there are 20"):
+        from_pickle(arrays, config)
 
 
 def test_a_file_that_asks_for_all_memory_gets_none(tmp_path):

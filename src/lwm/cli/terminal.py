@@ -7,6 +7,8 @@ from typing import Any
 
 #: of tables that do not go to a terminal, in characters
 FILE_WIDTH = 160
+#: of a note, in characters: names out of a file may be as long as the file; what is kept of a longer one, at both ends
+MOST_NOTED, KEPT = 1000, 480
 
 
 @contextmanager
@@ -16,12 +18,13 @@ def progress(what: str) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True)
+    beside = TextColumn("{task.fields[note]}", markup=False)
+    bar = Progress(*columns, beside, console=Console(stderr=True), transient=True)
     task = bar.add_task(what, total=None, note="")
 
     def report(done: int, total: int, note: str = "") -> None:
         bar.start()
-        bar.update(task, completed=done, total=total, note=note)
+        bar.update(task, completed=done, total=total, note=on_one_line(note))
 
     try:
         yield report
@@ -47,8 +50,20 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Tell what is not part of the result."""
-    print(f"lwm: {text}", file=sys.stderr)
+    """Tell what is not part of the result, on one line."""
+    print(f"lwm: {on_one_line(text)}", file=sys.stderr)
+
+
+def on_one_line(text: str) -> str:
+    """A message that may quote a stranger's file, as letters alone: a terminal obeys none of them, and it has an end.
+
+    Line breaks, escapes and marks that turn the direction of writing are spelt as Python spells them.
+    """
+    if len(text) > MOST_NOTED:
+        text = f"{text[:KEPT]} ... {text[-KEPT:]}"
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def conversion_table(rows: Sequence[Any]) -> Any:

@@ -170,7 +170,8 @@ def train(arguments: Arguments) -> int:
     from lwm.train.codec_run import CodecRun
 
     name, *flags = arguments
-    run, start = parse(f"train {name}", flags, preset(name, _named(flags, "--init-from", "--init_from")), Start())
+    init_from = _named(flags, "--init-from", "--init_from", "--init")
+    run, start = parse(f"train {name}", flags, preset(name, init_from), Start())
     if start.held_out_path is not None:
         if isinstance(run, CodecRun) or not isinstance(run.data, RecordData):
             raise UserError(f"--held-out-path is for runs that read records, and {name} makes its own examples")

@@ -1,7 +1,7 @@
 """A model's own chat template: the words and marks it was taught to expect around what is said, written in Jinja.
 
 It is rendered as `transformers` renders it. A template is a program of whoever made the model: it runs in Jinja's
-sandbox, which lets it put texts together and nothing else.
+sandbox, which lets it put texts together and nothing else, and only so many steps of it do.
 """
 
 import json
@@ -10,18 +10,26 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import TemplateError, TemplateRuntimeError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lwm.core.errors import UserError
+from lwm.core.files import read_json
 from lwm.data.tokenizer import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER_CONFIG, stated_token
 
 #: what is said and by whom: {"role": "user", "content": "Why?"}
 Message = Mapping[str, str]
 #: that a template may write, by the names it has for them
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+#: turns of a template's loops and calls of its macros, of one rendering; a turn a message is usual
+MOST_STEPS = 100_000
+#: letters of a text, or items of a list, that a template may multiply into being
+MOST_ITEMS = 1_000_000
+#: bits of a number that it may raise to
+MOST_BITS = 100_000
 
 
 class ChatTemplate:
@@ -33,7 +41,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], origin: Path) -> None:
         self._special_tokens, self._origin = dict(special_tokens), origin
-        environment = ImmutableSandboxedEnvironment(
+        environment = self._environment = _Bounded(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
@@ -55,12 +63,50 @@ class ChatTemplate:
         """
         said = [dict(message) for message in messages]
         known = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        self._environment.num_steps = 0
         try:
             return self._template.render(messages=said, **known, **self._special_tokens)
         except TemplateError as error:
             raise UserError(f"the chat template in {self._origin} refuses what is said: {error.message}") from None
         except Exception as error:  # a program: it may divide by zero
             raise UserError(f"the chat template in {self._origin} fails: {type(error).__name__}: {error}") from None
+
+
+class _Bounded(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox bounds one range; here the loops in each other are counted as well, and what multiplies."""
+
+    intercepted_binops = frozenset(["*", "**"])
+    num_steps = 0
+
+    def step(self) -> bool:
+        """Count one; true, so that it can stand in a condition."""
+        self.num_steps += 1
+        if self.num_steps > MOST_STEPS:
+            raise TemplateRuntimeError(f"it takes more than {MOST_STEPS} steps")
+        return True
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """Every turn of a loop, one that its condition leaves out too, and every call of a macro is counted."""
+        tree = super()._parse(source, name, filename)
+        repeated: list[Any] = list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)))
+        for node in repeated:
+            method, line = nodes.EnvironmentAttribute("step", lineno=node.lineno), node.lineno
+            call = nodes.Call(method, [], [], None, None, lineno=line)
+            if isinstance(node, nodes.For) and node.test is not None:
+                node.test = nodes.And(call, node.test, lineno=line)
+            else:
+                node.body.insert(0, nodes.ExprStmt(call, lineno=line))
+        return tree
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MOST_BITS:
+                raise TemplateRuntimeError(f"it makes a number of more than {MOST_BITS} bits")
+        else:
+            for repeated, times in ((left, right), (right, left)):
+                if isinstance(times, int) and hasattr(repeated, "__len__") and len(repeated) * times > MOST_ITEMS:
+                    raise TemplateRuntimeError(f"it makes a text or a list of more than {MOST_ITEMS} parts")
+        return super().call_binop(context, operator, left, right)
 
 
 class _Generation(Extension):
@@ -133,12 +179,4 @@ def turn_ends(directory: Path) -> tuple[int, ...]:
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_bytes())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file} is not a readable JSON object: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} is not a readable JSON object")
-    return values
+    return read_json(file, str(file.parent)) if file.is_file() else {}

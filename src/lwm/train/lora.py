@@ -17,7 +17,7 @@ from jaxtyping import Array, UInt32
 
 from lwm.core import params as declared
 from lwm.core.errors import UserError
-from lwm.core.files import write_json
+from lwm.core.files import read_json, write_json
 from lwm.core.mesh import sharding
 from lwm.model.lora import declare_trained
 from lwm.model.transformer import Transformer
@@ -66,9 +66,11 @@ def require_same_base(run: Run, base: Transformer | None, mesh: Mesh) -> None:
         return
     path = run.out / DESCRIPTION
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))["base"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        stored = read_json(path, str(run.out)).get("base")
+    except UserError as error:
         raise UserError(f"{path} does not tell which model was adapted: {error}; restore it, or start anew") from None
+    if not isinstance(stored, str):
+        raise UserError(f"{path} does not tell which model was adapted: restore it, or start anew")
     if stored != fingerprint(base, mesh):
         raise UserError(
             f"{run.init_from} is not the model that the adapters in {run.out} were trained on: its tensors differ; "

@@ -4,10 +4,11 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+from tyro.conf import arg
 
 from lwm.core.errors import UserError
 from lwm.core.layout import Layout, order
@@ -21,7 +22,7 @@ from lwm.model.lora import LoraConfig
 from lwm.train.base import BaseRun
 from lwm.train.code_rows import read_features
 from lwm.weights.codec_store import has_codec, read_codec_config, require_same_codes
-from lwm.weights.load import EMBEDDED
+from lwm.weights.load import EMBEDDED, INSTALLED
 
 
 @runtime_checkable
@@ -56,7 +57,7 @@ class Run(BaseRun):
     held_out: Data | None = None
     #: parameters to start from: another run's directory, a model directory, or the name of an embedded model;
     #: empty: one that is still to be named
-    init_from: str | None = None
+    init_from: Annotated[str | None, arg(aliases=("--init",))] = None
     #: train low-rank adapters of the model to start from instead of all of it: give a rank
     lora: LoraConfig = field(default_factory=LoraConfig)
     #: a directory with the codec of the records' frames, or the name of an embedded model: it goes into the finished
@@ -145,7 +146,13 @@ def require_beginning(run: Run) -> None:
     """
     if run.init_from == "":
         raise UserError(f"{run.name} starts from a model: name the directory of a run or of a model with --init-from")
-    if run.init_from is not None and run.init_from not in EMBEDDED and not os.path.isdir(run.init_from):
+    if run.init_from is None or run.init_from in EMBEDDED:
+        return
+    if run.init_from in INSTALLED or os.path.isfile(run.init_from):
+        raise UserError(
+            f"{run.init_from} is one file: make a model directory of it first: lwm convert {run.init_from} NEW_DIR"
+        )
+    if not os.path.isdir(run.init_from):
         raise UserError(
             f"nothing to start from at {run.init_from}: give a run's or a model's directory, or {', '.join(EMBEDDED)}"
         )

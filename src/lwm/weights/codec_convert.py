@@ -15,6 +15,7 @@ from lwm.core.params import named_leaves
 from lwm.vqgan.config import CodecConfig
 from lwm.weights.codec_store import CODEC_FILES, read_stored_codec, save_codec
 from lwm.weights.diffusers_codec import (
+    assumptions,
     diffusers_name,
     diffusers_shape,
     is_diffusers_codec,
@@ -70,7 +71,7 @@ def convert_codec(
             cannot be written.
     """
     destination = Path(destination)
-    taken = [name for name in CODEC_FILES if (destination / name).exists()]
+    taken = [name for name in CODEC_FILES if os.path.exists(destination / name)]
     if to == "lwm" and taken:
         raise UserError(f"{destination} already holds {taken[0]}: choose another directory")
     origin, config, params = _read(Path(source), resolution)
@@ -81,18 +82,28 @@ def convert_codec(
     return [_row(name, leaf, origin, to) for name, leaf in named_leaves(params).items()]
 
 
+def notes_on(path: Path) -> list[str]:
+    """What there is to say of a codec that can be read: what its files leave open, and is taken for granted.
+
+    Raises:
+        UserError: its `config.json` cannot be read.
+    """
+    is_own = any((path / name).exists() for name in CODEC_FILES)
+    return assumptions(path) if not is_own and is_diffusers_codec(path) else []
+
+
 def _read(path: Path, resolution: int | None) -> tuple[Form, CodecConfig, Any]:
     """Also which form it had; the tensors in the dtype they are stored in."""
     origin: Form
     config: CodecConfig
-    if path.is_file():
+    if os.path.isfile(path):
         arrays = read_arrays(path)
         try:
             config = config_from_shapes(arrays, resolution)
             origin, params = "pickle", from_pickle(arrays, config)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    elif any((path / name).exists() for name in CODEC_FILES):
+    elif any(os.path.exists(path / name) for name in CODEC_FILES):
         origin, (config, params) = "lwm", read_stored_codec(path)
         if resolution is not None:
             config = replace(config, resolution=resolution)

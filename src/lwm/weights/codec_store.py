@@ -1,7 +1,6 @@
 """The codec of a model directory: `codec.json`, what it is, and `codec.safetensors`, its tensors."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from lwm.core.config import from_json
 from lwm.core.errors import UserError
-from lwm.core.files import copy_file, whole, write_json
+from lwm.core.files import copy_file, read_json, whole, write_json
 from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name, tensor_name
 from lwm.core.vocab import Vocab
 from lwm.vqgan.codec import FrameCodec, declare
@@ -25,6 +24,8 @@ from lwm.vqgan.quantize import Codebook, Levels
 CODEC_FILES = CONFIG, TENSORS = "codec.json", "codec.safetensors"
 ARCHITECTURES: dict[str, type] = {"vqgan": VQGANConfig, "patch": PatchCodecConfig}
 QUANTIZERS: dict[str, type] = {"codebook": Codebook, "levels": Levels}
+#: tensors of two residual blocks, one of each coder, and of a layer of squares
+_TWO_BLOCKS, _LAYER = 16, 4
 
 
 def save_codec(directory: Path | str, config: CodecConfig, params: Any, dtype: str = "float32") -> Path:
@@ -87,20 +88,15 @@ def read_codec_config(directory: Path | str) -> CodecConfig:
         UserError: no codec, or a field missing or wrong.
     """
     path = Path(directory) / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{directory} has no codec of pictures: it has no {CONFIG}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+    values = read_json(path, f"{directory} has no codec of pictures")
     try:
         return _parse(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _parse(values: Any) -> CodecConfig:
-    fields = dict(values) if isinstance(values, dict) else {}
+def _parse(values: dict[str, Any]) -> CodecConfig:
+    fields = dict(values)
     architecture = _kind(fields, "architecture", ARCHITECTURES)
     quantizer = dict(fields["quantizer"]) if isinstance(fields.get("quantizer"), dict) else {}
     fields["quantizer"] = from_json(_kind(quantizer, "kind", QUANTIZERS), quantizer, "its quantizer")
@@ -112,6 +108,22 @@ def _kind(fields: dict[str, Any], name: str, known: dict[str, type]) -> type:
     if not isinstance(found := fields.pop(name, None), str) or found not in known:
         raise UserError(f"its {name} is {found!r}: known are {', '.join(known)}")
     return known[found]
+
+
+def require_as_many_tensors(config: CodecConfig, num_tensors: int, blocks: str = "num_res_blocks") -> None:
+    """Refuse a config of more blocks than there are tensors for, before it is declared: a file that says a billion is
+    no longer than one that says two. `blocks` is what the file calls their number.
+
+    Raises:
+        UserError: says how many it asks for.
+    """
+    if isinstance(config, VQGANConfig):
+        fields, num_blocks = blocks, config.num_res_blocks * len(config.channel_multipliers)
+        least = num_blocks * _TWO_BLOCKS
+    else:
+        fields, least = "encoder_layers or decoder_layers", (config.encoder_layers + config.decoder_layers) * _LAYER
+    if least > num_tensors:
+        raise UserError(f"its {fields} asks for {least} tensors or more, and there are {num_tensors}: correct it")
 
 
 def load_codec(directory: Path | str, mesh: Mesh) -> FrameCodec:
@@ -131,10 +143,14 @@ def read_stored_codec(directory: Path | str) -> tuple[CodecConfig, Any]:
         UserError: as `load_codec`.
     """
     config, path = read_codec_config(directory), Path(directory) / TENSORS
-    wanted = abstract(declare(config), jnp.float32)
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the tensors in {path}: {error}") from None
+    try:
+        require_as_many_tensors(config, len(stored))
+    except UserError as error:
+        raise UserError(f"{Path(directory) / CONFIG}: {error}") from None
+    wanted = abstract(declare(config), jnp.float32)
     require_same_shapes(str(path), shapes_by_name(stored), f"its {CONFIG}", shapes_by_name(wanted))
     return config, jax.tree.map_with_path(lambda at, _: stored[tensor_name(at)], wanted)

@@ -20,7 +20,7 @@ from lwm.data.tokenizer import DRAWING, load_tokenizer, tokenizer_file
 from lwm.model.config import ModelConfig
 from lwm.vqgan.config import CodecConfig
 from lwm.weights import hugging_face, lwm_stream
-from lwm.weights.codec_convert import convert_codec, is_codec, read_codec
+from lwm.weights.codec_convert import convert_codec, is_codec, notes_on, read_codec
 from lwm.weights.codec_store import has_codec, require_same_codes, save_codec
 from lwm.weights.diffusers_codec import is_diffusers_codec
 from lwm.weights.hub import fetch
@@ -158,14 +158,17 @@ def convert(config: ConvertConfig, progress: Progress = lambda done, total, what
         if config.to == "lwm" and (model := released(Path(config.source).name)) is not None and model.sees:
             write_json(written / DRAWING, model.drawing)
         notes = _notes_on(Path(config.source).name) + ([] if codec is None else _write_codec(written, config.to, codec))
-    difference = compare_logits(source, open_source(config.destination)) if config.verify else None
+    difference = _verify(source, config.destination) if config.verify else None
     return Conversion(_rows(tensors, source, config.to, dtype), config.destination, notes, difference)
 
 
 def _require_new(config: ConvertConfig, source: Path) -> None:
     """Refuse a destination in which something would be lost. A model of ours takes the place of another of ours."""
-    held = sorted(config.destination.iterdir()) if config.destination.is_dir() else []
-    if held and source.exists() and source.samefile(config.destination):
+    try:
+        held = sorted(config.destination.iterdir()) if os.path.isdir(config.destination) else []
+    except OSError as error:
+        raise UserError(f"cannot look into {config.destination}: {error.strerror}") from None
+    if held and os.path.exists(source) and source.samefile(config.destination):
         raise UserError(f"{config.destination} is the source itself: name another directory to write to")
     if held and (config.to != "lwm" or (config.destination / STREAM_FILE).exists()):
         raise UserError(f"{config.destination} already holds {held[0].name}: name a new directory")
@@ -215,6 +218,14 @@ def _write(
             copy_tokenizer(tokenizer, written)
 
 
+def _verify(source: Source, destination: Path) -> tuple[float, float]:
+    """`compare_logits` of what was read and what was written."""
+    try:
+        return compare_logits(source, open_source(destination))
+    except UserError as error:
+        raise UserError(f"{destination} is written, but it could not be verified: {error}") from None
+
+
 def _notes_on(name: str) -> list[str]:
     """What there is to know of a published model before it is asked anything."""
     model = released(name)
@@ -225,13 +236,13 @@ def _write_codec(written: Path, to: Target, codec: Codec) -> list[str]:
     """Put the codec beside the model; what there is to say of it."""
     if to == "lwm":
         save_codec(written, codec.config, codec.params)
-        return [f"with the codec of {codec.path}"]
+        return [f"with the codec of {codec.path}", *notes_on(codec.path)]
     if to == "hf":
         try:
             write_hugging_face_codec(written, codec.config, codec.params)
         except UserError as error:
             return [f"without its codec: {error}"]
-        return [f"with the codec of {codec.path}, in {CODEC}/"]
+        return [f"with the codec of {codec.path}, in {CODEC}/", *notes_on(codec.path)]
     return ["without its codec: LWM's code reads it from a pickle, and none is written here"]
 
 
@@ -242,7 +253,7 @@ def _convert_codec(config: ConvertConfig, path: Path) -> Conversion:
         raise UserError("a codec is written for this project (--to lwm) or for diffusers (--to hf), not as a stream")
     written = convert_codec(path, config.destination, config.to, config.resolution)
     rows = [Row(row.origin, row.name, row.shape, row.stored, row.dtype, row.change) for row in written]
-    return Conversion(rows, config.destination, [])
+    return Conversion(rows, config.destination, notes_on(path))
 
 
 def _rows(tensors: Tensors, source: Source, to: Target, dtype: str) -> list[Row]:
@@ -260,6 +271,6 @@ def _rows(tensors: Tensors, source: Source, to: Target, dtype: str) -> list[Row]
 
 
 def _widest(tensors: Tensors) -> str:
-    """The dtype that holds every tensor as it is."""
+    """The dtype that holds every tensor as it is; float32 of float64, in which nothing is written."""
     dtypes = {str(spec.dtype) for spec in tensors.specs.values()}
-    return dtypes.pop() if len(dtypes) == 1 else "float32"
+    return dtypes.pop() if len(dtypes) == 1 and dtypes != {"float64"} else "float32"

@@ -6,8 +6,8 @@ What black and white are to the network, `diffusers` leaves to whoever feeds it:
 Our own exports say it in the field `_pixel_range`, which `diffusers` keeps and does not read; so may any other.
 """
 
-import json
 import math
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -22,11 +22,12 @@ from safetensors.numpy import save_file
 
 from lwm.core.config import from_json
 from lwm.core.errors import UserError
-from lwm.core.files import write_json
+from lwm.core.files import read_json, write_json
 from lwm.core.params import abstract, named_leaves, require_same_shapes, shapes_by_name, tensor_name
 from lwm.vqgan.config import CodecConfig, VQGANConfig
 from lwm.vqgan.model import VQGAN, declare
 from lwm.vqgan.quantize import Codebook
+from lwm.weights.codec_store import require_as_many_tensors
 
 CONFIG = "config.json"
 TENSOR_FILES = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -82,7 +83,21 @@ def is_diffusers_codec(directory: Path) -> bool:
     Raises:
         UserError: it has one that cannot be read.
     """
-    return (directory / CONFIG).is_file() and "_class_name" in _read_json(directory / CONFIG)
+    return os.path.isfile(directory / CONFIG) and "_class_name" in _read_json(directory / CONFIG)
+
+
+def assumptions(directory: Path) -> list[str]:
+    """What is taken for granted of a codec because its `config.json` does not say it, for who converts it to know.
+
+    Raises:
+        UserError: its `config.json` cannot be read.
+    """
+    if PIXEL_RANGE in _read_json(directory / CONFIG):
+        return []
+    return [
+        f"pixels are taken to be in [0, 1], as aMUSEd's are: {directory / CONFIG} does not say; for a network that was "
+        f'trained on others, LWM\'s for one, put "{PIXEL_RANGE}": [-1, 1] there and convert it again'
+    ]
 
 
 def diffusers_name(name: str) -> str:
@@ -151,14 +166,12 @@ def _read_config(path: Path, resolution: int | None, num_tensors: int) -> VQGANC
     values = _read_json(path)
     try:
         stated = _parse(values)
-        if stated.layers_per_block > num_tensors:
-            raise UserError(f"its layers_per_block is {stated.layers_per_block}, of {num_tensors} tensors in all")
         widths, sample_size = stated.block_out_channels, stated.sample_size
         is_untold = PIXEL_RANGE not in values and sample_size == UNTOLD_SAMPLE_SIZE
         if is_untold and 2 ** (len(widths) - 1) == AMUSED_SQUARE:
             sample_size = AMUSED_RESOLUTION
         unit = math.gcd(*widths)
-        return VQGANConfig(
+        config = VQGANConfig(
             resolution=sample_size if resolution is None else resolution,
             hidden_channels=unit,
             channel_multipliers=tuple(width // unit for width in widths),
@@ -169,6 +182,8 @@ def _read_config(path: Path, resolution: int | None, num_tensors: int) -> VQGANC
             norm_eps=NORM_EPS,
             pixel_range=stated.pixel_range,
         )
+        require_as_many_tensors(config, num_tensors, "layers_per_block")
+        return config
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -195,13 +210,7 @@ def _parse(values: dict[str, Any]) -> _VQModelConfig:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"cannot read {path}: it is not a JSON object")
-    return values
+    return read_json(path, f"{path.parent} is no codec of diffusers")
 
 
 def write_diffusers(directory: Path | str, config: CodecConfig, params: Any) -> Path:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.transformer import Transformer, head_weights, hidden_states, logits
@@ -18,6 +19,9 @@ def compare_logits(one: Source, other: Source) -> tuple[float, float]:
     """The greatest difference between two models' logits, and the greatest logit of the first.
 
     Both are run in fp32 on the first device, one after the other, so that only one is in memory.
+
+    Raises:
+        UserError: logits that are no finite numbers, of which no difference can be told.
     """
     before, after = _logits_of(one), _logits_of(other)
     return float(np.abs(after - before).max()), float(np.abs(before).max())
@@ -27,7 +31,12 @@ def _logits_of(source: Source) -> Float[np.ndarray, "T V"]:
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     params = place(source.tensors(), source.config, mesh, "float32")
     with jax.set_mesh(mesh):
-        return np.asarray(_forward(params, source.config))
+        found = np.asarray(_forward(params, source.config))
+    if not np.isfinite(found).all():
+        raise UserError(
+            f"{source.path} has logits that are not finite numbers: look for NaN or infinity in its weights"
+        )
+    return found
 
 
 def _forward(params: Transformer, config: ModelConfig) -> Float[Array, "T V"]:

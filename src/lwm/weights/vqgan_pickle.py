@@ -5,7 +5,9 @@ any other name before it is looked up. Even the arrays are made here, from their
 """
 
 import math
+import os
 import pickle
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +21,14 @@ from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.layers import Convolution, GroupNorm
 from lwm.vqgan.model import VQGAN, Coder, Level, ResBlock, declare
 from lwm.vqgan.quantize import Codebook
+from lwm.weights.codec_store import require_as_many_tensors
 
 #: kinds and sizes of numbers that weights are made of: floats and integers, little-endian or of one byte
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 _STATE_LENGTH = 5
 MOST_AXES, MOST_BYTES = 8, 2**40
+#: letters of an array's path; those of LWM's have 60
+LONGEST_PATH = 1000
 #: the one written in Python, whose opcodes can be overridden and whose memory grows only as it is filled
 _PythonReader: Any = pickle._Unpickler
 
@@ -77,11 +82,16 @@ class _Array:
 class _Reader(_PythonReader):
     """Python's own reader of pickles, in which every name stands for something of ours.
 
-    Only our stand-ins take a state, and only text is a key: so nothing of ours is changed, and no key that was built to
-    be hashed for ever is.
+    Only our stand-ins take a state, and only text is a key or ever hashed: so nothing of ours is changed, and no key
+    that was built to be hashed for ever is. What is made of a file is no larger than the file.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(_PythonReader.dispatch)
+
+    def __init__(self, stream: Any, num_bytes: int) -> None:
+        """`num_bytes` is how long the file is."""
+        super().__init__(stream)
+        self._num_bytes, self._num_encoded = num_bytes, 0
 
     def _build(self) -> None:
         if not isinstance(self.stack[-2], _Array | _Numbers):
@@ -96,6 +106,23 @@ class _Reader(_PythonReader):
         self._require_text(self.stack[::2])  # what was put down since the mark: keys and values in turn
         _PythonReader.load_setitems(self)
 
+    def _dictionary(self) -> None:
+        self._require_text(self.stack[::2])
+        _PythonReader.load_dict(self)
+
+    def _byte_array(self) -> None:
+        """Python's own fills all of its memory before it reads."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        if length > self._num_bytes:
+            raise _RefusedError(f"an array of {length} bytes, more than the file")
+        self.append(bytearray(self.read(length)))
+
+    def _refuse_set(self) -> None:
+        raise _RefusedError("a set, which is not an array or a dictionary")
+
+    def _refuse_object(self) -> None:
+        raise _RefusedError("an object, which is not an array or a container")
+
     def _require_text(self, keys: list[Any]) -> None:
         if not all(isinstance(key, str) for key in keys):
             raise _RefusedError("a dictionary whose keys are not names")
@@ -103,6 +130,12 @@ class _Reader(_PythonReader):
     dispatch[pickle.BUILD[0]] = _build
     dispatch[pickle.SETITEM[0]] = _set_item
     dispatch[pickle.SETITEMS[0]] = _set_items
+    dispatch[pickle.DICT[0]] = _dictionary
+    dispatch[pickle.BYTEARRAY8[0]] = _byte_array
+    for _code in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
+        dispatch[_code[0]] = _refuse_set
+    for _code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4):
+        dispatch[_code[0]] = _refuse_object
 
     def find_class(self, module: str, name: str) -> Any:
         known: dict[tuple[str, str], Any] = {
@@ -111,7 +144,7 @@ class _Reader(_PythonReader):
             ("numpy.core.multiarray", "_reconstruct"): self._array,
             ("numpy.core.numeric", "_frombuffer"): self._full_array,  # protocol 5
             ("_codecs", "encode"): self._bytes,  # protocol 2 has no bytes
-            ("flax.core.frozen_dict", "FrozenDict"): dict,
+            ("flax.core.frozen_dict", "FrozenDict"): self._frozen,
         }
         module = module.replace("numpy._core.", "numpy.core.")
         if (module, name) not in known:
@@ -121,8 +154,14 @@ class _Reader(_PythonReader):
     def persistent_load(self, identity: Any) -> Any:
         raise _RefusedError("a reference to something outside the file")
 
-    def _array(self, *_: Any) -> _Array:
+    def _array(self, kind: Any, shape: Any, code: Any) -> _Array:
         return _Array()
+
+    def _frozen(self, content: Any) -> dict[str, Any]:
+        """The dictionary itself: its keys are known to be text, and a copy of it could be asked for again and again."""
+        if not isinstance(content, dict):
+            raise _RefusedError("a dictionary that is made of something else")
+        return content
 
     def _full_array(self, content: Any, numbers: Any, shape: Any, order: Any) -> _Array:
         array = _Array()
@@ -132,9 +171,12 @@ class _Reader(_PythonReader):
     def _bytes(self, text: Any, encoding: Any) -> bytes:
         if not isinstance(text, str) or encoding != "latin1":
             raise _RefusedError("bytes in an unknown form")
+        self._num_encoded += len(text)
+        if self._num_encoded > self._num_bytes:
+            raise _RefusedError("bytes that are in several places")
         return text.encode("latin1")
 
-    def _numbers(self, code: Any, *_: Any) -> _Numbers:
+    def _numbers(self, code: Any, align: Any, copy: Any) -> _Numbers:
         if not isinstance(code, str) or code not in _NUMBERS:
             raise _RefusedError(f"an array of {code!r:.20}" if isinstance(code, str) else "an array of an unknown form")
         return _Numbers(code)
@@ -148,8 +190,11 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     """
     try:
         with open(file, "rb") as stream:
-            tree = _Reader(stream).load()
-        arrays = dict(_flat(tree, (), set()))
+            num_bytes = os.fstat(stream.fileno()).st_size
+            tree = _Reader(stream, num_bytes).load()
+        arrays = dict(_flat(tree, "", set()))
+        if sum(array.nbytes for array in arrays.values()) > num_bytes:
+            raise _RefusedError(f"arrays that are in several places: they have more bytes than the file, {num_bytes}")
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     except _RefusedError as error:
@@ -161,15 +206,17 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _flat(node: Any, path: tuple[str, ...], met: set[int]) -> Iterator[tuple[str, np.ndarray]]:
+def _flat(node: Any, path: str, met: set[int]) -> Iterator[tuple[str, np.ndarray]]:
+    if len(path) > LONGEST_PATH:
+        raise _RefusedError(f"a name of more than {LONGEST_PATH} letters, or dictionaries too deep in each other")
     if isinstance(node, _Array) and hasattr(node, "value"):
-        yield "/".join(path), node.value
+        yield path, node.value
     elif isinstance(node, Mapping):
         if id(node) in met:
             raise _RefusedError("a dictionary that is in several places")
         met.add(id(node))
         for name, child in node.items():
-            yield from _flat(child, (*path, name), met)
+            yield from _flat(child, f"{path}/{name}" if path else name, met)
 
 
 def config_from_shapes(arrays: Mapping[str, np.ndarray], resolution: int | None = None) -> VQGANConfig:
@@ -224,6 +271,7 @@ def from_pickle(arrays: Mapping[str, np.ndarray], config: VQGANConfig) -> VQGAN:
     Raises:
         UserError: an array is missing, unknown or of another shape than `config` says.
     """
+    require_as_many_tensors(config, len(arrays))
     shape, take = declare(config), _Taker(arrays)
     params = VQGAN(
         encoder=Coder(
