@@ -23,7 +23,8 @@ def test_each_stage_starts_from_the_one_before_and_the_first_from_text():
 def test_the_last_stages_go_on_from_the_model_that_was_deepened():
     runs = [stage() for stage in DEEPER_STAGES.values()]
     assert list(STAGES)[-1] == LAST_OF_FOUR
-    assert [run.init_from for run in runs] == [str(RUNS / DEEPER_START), str(runs[0].out)]
+    assert [run.name for run in runs] == list(DEEPER_STAGES)
+    assert [run.init_from for run in runs] == [str(RUNS / DEEPER_START), *(str(run.out) for run in runs[:-1])]
 
 
 @pytest.mark.parametrize("name", [*STAGES, *DEEPER_STAGES])

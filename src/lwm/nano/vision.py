@@ -227,6 +227,15 @@ def nano_farther() -> Run:
     return replace(run, batch_size=1, mesh=MeshShape(dp=1, fsdp=1, tp=1, sp=-1))
 
 
+def nano_farthest() -> Run:
+    """The same once more, of other records.
+
+    lwm train nano-farthest --cpu-devices 2
+    """
+    earlier, name = nano_farther(), "nano-farthest"
+    return replace(earlier, name=name, steps=50, seed=1, init_from=str(earlier.out), out=RUNS / name)
+
+
 STAGES: dict[str, Callable[[], Run]] = {
     "nano-single": nano_single,
     "nano-pictures": nano_pictures,
@@ -243,6 +252,7 @@ DEEPER_STAGES: dict[str, Callable[[], Run]] = {
     "nano-deeper": nano_deeper,
     "nano-far": nano_far,
     "nano-farther": nano_farther,
+    "nano-farthest": nano_farthest,
 }
 
 
