@@ -143,7 +143,7 @@ def test_from_checkpoints_and_the_finished_model_alike(make_run: Callable[..., R
     with jax.set_mesh(mesh := make_mesh(run.mesh)):
         started = [starting_params(seeing(run, init_from=str(place)), mesh) for place in (run.out, run.out / "model")]
         jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, started))
-        other = replace(run.model, vocab=replace(run.model.vocab, text_size=256, **CODES))
+        other = replace(run.model, vocab=replace(run.model.vocab, text_size=260, **CODES))
         with pytest.raises(UserError, match="embedding has shape"):
             starting_params(replace(run, model=other, init_from=str(run.out)), mesh)
 
