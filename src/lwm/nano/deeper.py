@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from lwm.core import params as parameters
@@ -21,19 +22,15 @@ from lwm.weights.load import load_model
 from lwm.weights.store import save_model
 
 
-def deepen(
-    params: Transformer, config: ModelConfig, before: Sequence[int], seed: int = 0
-) -> tuple[Transformer, ModelConfig]:
+def deepen(params: Transformer, config: ModelConfig, before: Sequence[int]) -> tuple[Transformer, ModelConfig]:
     """The model with a new layer before each of the layers named, and its configuration."""
     new_config = dataclasses.replace(config, num_layers=config.num_layers + len(before))
     declared = declare_layers(dataclasses.replace(config, num_layers=len(before)))
-    drawn = parameters.init(declared, jax.random.key(seed), jnp.float32)
+    drawn = parameters.init(declared, jax.random.key(0), jnp.float32)
     silent = dataclasses.replace(drawn, output=jnp.zeros_like(drawn.output), down=jnp.zeros_like(drawn.down))
 
     def insert(old: Array, new: Array) -> Array:
-        order = sorted([(place, 1) for place in range(len(old))] + [(place, 0) for place in before])
-        mine, fresh = iter(old), iter(new)
-        return jnp.stack([next(mine if is_old else fresh) for _, is_old in order])
+        return jnp.insert(old, np.array(before), new, axis=0)
 
     return dataclasses.replace(params, layers=jax.tree.map(insert, params.layers, silent)), new_config
 

@@ -8,7 +8,11 @@ gets two layers more, for scenes of several shapes, and what it was never shown 
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 
+from lwm.core.files import write_json
+from lwm.data.tokenizer import DRAWING
+from lwm.infer.draw_sampling import DrawSampling
 from lwm.model.config import SIZES, lengthen
 from lwm.nano import RUNS, text, train_tokenizer, vision, world_records
 from lwm.nano.codec import nano_codec
@@ -27,6 +31,10 @@ STAGES: dict[str, Callable[[], Run | CodecRun]] = {
     **vision.STAGES,
     **vision.DEEPER_STAGES,
 }
+
+
+#: how it draws best: chosen by attributes right on held-out scenes (docs/log.md)
+DRAWS_BEST = DrawSampling(best_of=8)
 
 
 def finish(runs: Iterable[Run | CodecRun]) -> None:
@@ -49,7 +57,9 @@ def main() -> None:
     write_deeper(RUNS / vision.LAST_OF_FOUR / "model", vision.NEW_LAYERS, RUNS / vision.DEEPER_START)
     runs = [stage() for stage in vision.DEEPER_STAGES.values()]
     finish(runs)
-    put_together(runs[-1].out / "model", vision.RECORDS, train_tokenizer.TOKENIZER_FILE.parent)
+    embedded = train_tokenizer.TOKENIZER_FILE.parent
+    put_together(runs[-1].out / "model", vision.RECORDS, embedded)
+    write_json(embedded / DRAWING, asdict(DRAWS_BEST))  # the directory's own went with the model before
 
 
 if __name__ == "__main__":

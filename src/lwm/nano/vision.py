@@ -194,7 +194,7 @@ def nano_deeper() -> Run:
 
 
 def nano_far() -> Run:
-    """Long texts and long videos again, in rows of 16,384 tokens.
+    """Long texts and long videos again, in rows of 8,192 tokens, which cut the longest texts: it was not enough.
 
     lwm train nano-far --cpu-devices 2
     """
