@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -61,6 +62,8 @@ CONTAINERS = (
 )  # fmt: skip
 #: no more than this file is opened, whatever stands in it
 CLOSED = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+#: up to PyAV 18, which Python 3.11 is left with, a tag that is not UTF-8 ends everything but for this
+LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 Image.MAX_IMAGE_PIXELS = None  # the limit above is checked before anything is decoded, and for video too
 
@@ -216,7 +219,7 @@ def _read_video(path: Path, size: int, choice: Choice) -> Frames:
 def _opened(path: Path) -> av.container.InputContainer:
     name = str(path.absolute())  # a bare name with a colon in it would be taken for a protocol
     try:
-        return av.open(name, container_options=CLOSED, metadata_errors="replace")
+        return av.open(name, container_options=CLOSED, **LENIENT)
     except av.ArgumentError:  # what FFmpeg says of a form that it was not allowed
         raise UserError(f"{path} is neither a picture nor a video of a form that is read") from None
 
@@ -237,7 +240,7 @@ def _measure(container: av.container.InputContainer, stream: av.VideoStream, pat
         if not packet.size or packet.is_discard:  # cut away by an edit list, and never shown
             continue
         count += packet.stream is stream
-        if packet.pts is None or packet.time_base is None:
+        if packet.pts is None or not packet.time_base:
             continue
         length = packet.duration or 0
         end = max(end, float((packet.pts + length) * packet.time_base))
@@ -249,7 +252,7 @@ def _measure(container: av.container.InputContainer, stream: av.VideoStream, pat
     promised = (container.duration or 0) / av.time_base
     if promised > end + DURATION_SLACK:
         raise UserError(f"{path} is cut short: it ends after frame {count} at {end:.2f} of {promised:.2f} s")
-    if len(packets) < count or stream.time_base is None:  # not every format says when a frame is shown
+    if len(packets) < count or not stream.time_base:  # not every format says when a frame is shown
         return 0.0, count, count / rate
     first, (last, length) = min(packets)[0], max(packets)
     shown = float((last + length - first) * stream.time_base)
