@@ -175,16 +175,20 @@ COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-p
 SHAPE = re.compile(r"(\w\d+)\[([\d,]*)\]")
 
 
-def wire_bytes(engine: Engine, capacity: int) -> dict[str, int]:
-    """Bytes of the collectives in one compiled decode program, by kind."""
+def decode_program(engine: Engine, capacity: int) -> str:
+    """The compiled program that generates a block of tokens."""
     state = engine.allocate(1, capacity)
     zero = np.int32(0)
     with jax.set_mesh(engine.mesh):
-        program = programs.decode_block.lower(
+        return programs.decode_block.lower(
             engine.params, *programs.split(state.cache), state.lengths, state.logits, state.progress,
             np.zeros(1, bool), zero, np.zeros(0, np.int32), np.uint32(0), zero, np.ones(1, np.float32), zero,
             CONFIG, COMPUTE, programs.Rules(engine.grammar, Sampling(), Sampling(), guided=False),
         ).compile().as_text()  # fmt: skip
+
+
+def wire_bytes(program: str) -> dict[str, int]:
+    """Bytes of the collectives in a program, by kind."""
     total: dict[str, int] = {}
     for shapes, kind in COLLECTIVE.findall(program):
         sizes = [
@@ -197,6 +201,13 @@ def wire_bytes(engine: Engine, capacity: int) -> dict[str, int]:
 
 def test_generating_sends_as_much_for_a_long_context_as_for_a_short_one() -> None:
     engine = make_engine("sp=8")
-    short, long = wire_bytes(engine, 1024), wire_bytes(engine, 8192)
+    short, long = (wire_bytes(decode_program(engine, capacity)) for capacity in (1024, 8192))
     assert short == long
     assert short["all-reduce"] > 0
+
+
+@pytest.mark.parametrize("capacity", [16, 1024])
+def test_generating_copies_no_layers_of_keys_and_values(engine: Engine, capacity: int) -> None:
+    layers = rf"{CONFIG.num_layers},1,{CONFIG.num_kv_heads},{capacity},{CONFIG.head_width}"
+    assert re.search(rf"\[{layers}\]\S* dynamic-update-slice\(", program := decode_program(engine, capacity))
+    assert not re.search(rf"\[{layers}\]\S* copy\(", program)
