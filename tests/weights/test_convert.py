@@ -20,8 +20,8 @@ from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.core.params import init_sharded, shapes_by_name
 from lwm.core.vocab import Vocab
-from lwm.model.config import ModelConfig
-from lwm.model.transformer import declare
+from lwm.model.config import Compute, ModelConfig
+from lwm.model.transformer import declare, head_weights, hidden_states, logits
 from lwm.vqgan.codec import declare as declare_codec
 from lwm.vqgan.config import VQGANConfig
 from lwm.vqgan.quantize import Codebook
@@ -134,6 +134,26 @@ def test_lwms_own_streams(name: str, tmp_path: Path) -> None:
     assert_same(ours, theirs)
     assert_same(ours, back)
     assert open_source(ours).config.vocab.vision_size == (8448 if "video" in name else 0)
+
+
+def test_lwms_own_logits_after_the_whole_way(tmp_path: Path) -> None:
+    """stream -> Hugging Face -> ours -> stream -> ours -> Hugging Face."""
+    source, config = GOLDEN / "lwm_text_stream", tmp_path / "lwm.json"
+    config.write_text(json.dumps(LWM_CONFIG))
+    for number, to in enumerate(("hf", "lwm", "stream", "lwm", "hf")):
+        told = None if number else config
+        source = convert(ConvertConfig(str(source), tmp_path / str(number), to=to, config=told)).directory
+    model, golden = load_model(str(source), mesh()), np.load(GOLDEN / "lwm_text_forward.npz")
+    tokens = golden["short/input_ids"]
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+
+    @jax.jit
+    def forward(params, tokens, positions):
+        hidden = hidden_states(params, tokens, jnp.ones_like(tokens), positions, model.config, Compute())
+        return logits(hidden, head_weights(params, model.config, Compute()))
+
+    got = forward(model.params, tokens, positions)[:, golden["short/positions"]]
+    np.testing.assert_allclose(got[..., ::4], golden["10000/short/logits"], atol=1e-4, rtol=0)
 
 
 def test_a_stream_in_float64_is_written_in_float32(tmp_path: Path) -> None:

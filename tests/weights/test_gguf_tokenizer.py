@@ -183,6 +183,19 @@ def test_a_real_tokenizer(tmp_path, lines, smollm2) -> None:
     assert all(ours.decode(ours.encode(line)) == line for line in lines)
 
 
+@pytest.mark.slow
+def test_a_real_tokenizer_splits_lines_as_transformers_does(tmp_path, lines, smollm2) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = load_tokenizer(write_tokenizer(smollm2, tmp_path))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(smollm2.parent), gguf_file=smollm2.name)
+    # Its reader of GGUF leaves out that this model takes digits one by one.
+    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    assert len(lines) > 1000
+    for line in lines:
+        assert ours.encode(line) == theirs.encode(line, add_special_tokens=False), line
+
+
 PLAIN = {
     "llama.block_count": 1, "llama.embedding_length": 8, "llama.feed_forward_length": 8, "llama.context_length": 8,
     "llama.attention.head_count": 1, "llama.attention.layer_norm_rms_epsilon": 1e-5,
