@@ -95,8 +95,8 @@ def test_an_unfinished_line_is_answered_with_what_may_follow(
         (["generate", "text", "Once", "--model", "absent"], "absent"),
         (["eval", "world", "--model", "nano", "--out", "made", "--pictures", "0"], "0 pictures"),
         (["eval", "world", "--model", "absent", "--out", "made"], "absent"),
-        (["generate", "image", "a cat", "--out", "made.png", "--cfg", "nan"], "--cfg nan"),
-        (["generate", "video", "a cat", "--out", "made.mp4", "--cfg", "-1"], "--cfg -1"),
+        (["generate", "image", "a cat", "--out", "made.png", "--cfg", "nan"], "cfg nan"),
+        (["generate", "video", "a cat", "--out", "made.mp4", "--cfg", "-1"], "cfg -1"),
         (["eval", "needle", "--model", "absent", "--haystack", "record.jsonl", "--out", "made"], "absent"),
         (
             ["eval", "needle", "--model", "m", "--haystack", "h", "--out", "made", "--context-lengths", "4k..1k"],

@@ -77,6 +77,19 @@ def test_what_cannot_be_drawn_is_refused(vision_model, vision_engine, vision_cod
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_written_is_found_before_anything_is_drawn(tmp_path, vision_model, vision_engine, vision_codec):
+    def drawn(done: int, total: int) -> None:
+        raise AssertionError("it draws")
+
+    (tmp_path / "cat-2.png").mkdir()
+    with pytest.raises(UserError, match=r"cat-2\.png: it is a directory"):
+        cats = ImageConfig("a cat", tmp_path / "cat.png", count=2)
+        draw(cats, vision_model, vision_engine, vision_codec, DrawSampling(), drawn)
+    with pytest.raises(UserError, match="would be shown for 1,000 s"):
+        slow = VideoConfig("a cat", tmp_path / "cat.gif", num_frames=2, frames_per_second=0.001)
+        draw(slow, vision_model, vision_engine, vision_codec, DrawSampling(), drawn)
+
+
 def test_the_best_of_several_is_the_one_that_its_words_fit_best(vision_model, vision_engine, monkeypatch):
     task, words = DrawTask(["one", "another"], 2, WARM, seed=5), ["one", "another"]
     several = draw_codes(replace(task, prompts=["one"] * 4 + ["another"] * 4), vision_model, vision_engine)
@@ -86,7 +99,7 @@ def test_the_best_of_several_is_the_one_that_its_words_fit_best(vision_model, vi
     best = draw_best(task, words, 4, vision_model, vision_engine, lambda *counts: seen.append(counts))
     for place, codes in enumerate(best):
         np.testing.assert_array_equal(codes, several[4 * place + int(likely[place].argmax())])
-    assert seen[-1] == (16, 16)
+    assert seen[-2:] == [(16, 24), (24, 24)]
     for one, first in zip(
         draw_best(task, words, 1, vision_model, vision_engine),
         draw_codes(task, vision_model, vision_engine),
@@ -103,8 +116,11 @@ def test_a_video_longer_than_the_context_is_chosen_by_its_beginning(vision_model
 @pytest.mark.parametrize(
     ("written", "problem"),
     [
-        ('{"best_of": 0}', "--best-of 0: give 1 or more"),
+        ('{"best_of": 0}', "drawing.json: best_of 0: give 1 to 64"),
         ('{"temperature": "hot"}', "temperature='hot', which is not float"),
+        ('{"best_of": 1000000000}', "drawing.json: best_of 1000000000: give 1 to 64"),
+        ('{"temperature": -1}', "drawing.json: temperature -1.0 must be"),
+        ('{"cfg": []}', "drawing.json: cfg : give one or more"),
         ('{"cfg": 2.0}', "cfg=2.0, which is not a list of float"),
         ('{"cfg": ["two"]}', "cfg with an item='two', which is not float"),
         ('{"guidance": 2}', "unknown field 'guidance'"),

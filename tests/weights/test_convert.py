@@ -20,6 +20,7 @@ from lwm.core.errors import UserError
 from lwm.core.mesh import MeshShape, make_mesh
 from lwm.core.params import init_sharded, shapes_by_name
 from lwm.core.vocab import Vocab
+from lwm.infer.draw_sampling import sampling_of
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.transformer import declare, head_weights, hidden_states, logits
 from lwm.vqgan.codec import declare as declare_codec
@@ -228,6 +229,24 @@ def test_a_released_stream_is_known_by_its_directory(tmp_path: Path, monkeypatch
     (directory / "params").symlink_to(GOLDEN / "lwm_video_stream")
     done = convert(ConvertConfig(str(directory), tmp_path / "ours"))
     assert open_source(done.directory).config == small
+    assert sampling_of(done.directory).cfg == (5.0, 1.0)
+    of_file = convert(ConvertConfig(str(directory / "params"), tmp_path / "of_file"))
+    assert sampling_of(of_file.directory) == sampling_of(done.directory)
+
+
+def test_how_a_model_draws_goes_where_it_goes(seeing: Path, tmp_path: Path) -> None:
+    """Whatever its directory is called, and whichever tokenizer it is given."""
+    named = shutil.copytree(seeing, tmp_path / "LWM-Chat-1M")
+    (named / "drawing.json").write_text('{"best_of": 4}')
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(seeing / "tokenizer.json", other)
+    (other / "drawing.json").write_text('{"best_of": 9}')
+    told = convert(ConvertConfig(str(named), tmp_path / "told", to="hf", tokenizer=other / "tokenizer.json"))
+    back = convert(ConvertConfig(str(told.directory), tmp_path / "back"))
+    assert sampling_of(back.directory).best_of == 4
+    silent = convert(ConvertConfig(str(seeing), tmp_path / "silent", tokenizer=other / "tokenizer.json"))
+    assert not (silent.directory / "drawing.json").exists()
 
 
 def test_a_codec_alone(tmp_path: Path) -> None:

@@ -158,8 +158,8 @@ def _attend_one(
     """
     batch, _, num_heads, width = query.shape
     num_kv_heads, rows = keys.shape[2:4]
-    # Two at least: a single one XLA reads ahead of the loop, and to do so copies the values of all layers in each.
-    block = rows // 2 if rows <= _BLOCK else math.gcd(rows, _BLOCK)
+    # Two at least: a single one XLA reads ahead of the loop, and so copies the values of all layers in each layer.
+    block = rows // 2 if rows <= _BLOCK and rows % 2 == 0 else math.gcd(rows, _BLOCK)
     grouped = query.reshape(batch, num_kv_heads, num_heads // num_kv_heads, width)
 
     def step(index: Array, state: Running) -> Running:

@@ -44,6 +44,14 @@ def open_codec(model: str, devices: Devices) -> "FrameCodec":
     return load_codec(locate(model), make_mesh(MeshShape.parse(devices.mesh)))
 
 
+def require_codec(model: str) -> None:
+    """Refuse a model without a codec before anything large is read."""
+    from lwm.weights.codec_store import read_codec_config
+    from lwm.weights.load import locate
+
+    read_codec_config(locate(model))
+
+
 def make_devices(count: int | None) -> None:
     """Split the processor into `count` devices; must come before the first computation."""
     if count is None:

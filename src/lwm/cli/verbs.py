@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lwm.cli.machine import Devices, Machine, make_devices, open_codec, open_model
+from lwm.cli.machine import Devices, Machine, make_devices, open_codec, open_model, require_codec
 from lwm.cli.terminal import conversion_table, note, progress, say, show
 from lwm.cli.verb import VERBS, Arguments, parse, verb
 from lwm.core.errors import UserError
@@ -139,6 +139,7 @@ def _generate_frames(name: str, arguments: Arguments, kind: type) -> None:
     from lwm.infer.pictures import draw
 
     config, sampling, machine = parse(name, arguments, kind, _own_sampling(arguments), Machine())
+    require_codec(config.model)
     model, engine = open_model(config.model, machine)
     codec = open_codec(config.model, Devices(machine.mesh))
     with progress("frames") as report:
@@ -317,6 +318,7 @@ def eval_world(arguments: Arguments) -> None:
     from lwm.evals.world_tasks import Subject
 
     config, sampling, machine = parse("eval world", arguments, WorldConfig, _own_sampling(arguments), Machine())
+    require_codec(config.model)
     opened = open_model(config.model, machine)
     subject = Subject(*opened, open_codec(config.model, Devices(machine.mesh)), sampling, config.seed)
     with progress("questions") as report:

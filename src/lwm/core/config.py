@@ -25,9 +25,10 @@ def from_json(cls: type, values: object, block: str) -> Any:
     ]:
         raise UserError(f"{block} has {', '.join(sorted(problems))}")
     hints = get_type_hints(cls)
+    checked = {name: _checked(value, hints[name], f"{block} has {name}") for name, value in values.items()}
     try:
-        return cls(**{name: _checked(value, hints[name], f"{block} has {name}") for name, value in values.items()})
-    except ValueError as error:
+        return cls(**checked)
+    except (ValueError, UserError) as error:
         raise UserError(f"{block}: {error}") from None
 
 

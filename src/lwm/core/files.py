@@ -42,7 +42,7 @@ def read_json(path: Path, when_missing: str) -> dict[str, Any]:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise UserError(f"cannot read {path}: it is not a file")
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{when_missing}: it has no {path.name}") from None
     except RecursionError:
         raise UserError(f"cannot read {path}: its lists and objects lie too deep in each other") from None

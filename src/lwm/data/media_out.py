@@ -40,7 +40,7 @@ def save_frames(
             written.
     """
     suffix = path.suffix.lower()
-    require_writable(path, len(frames))
+    require_writable(path, len(frames), frames_per_second if times is None else None)
     shown = [place / frames_per_second for place in range(len(frames))] if times is None else list(times)
     kept = [place for place, time in enumerate(shown) if place + 1 == len(shown) or shown[place + 1] > time]
     starts = [shown[place] - shown[kept[0]] for place in kept] + [shown[-1] - shown[kept[0]] + 1 / frames_per_second]
@@ -59,11 +59,12 @@ def save_frames(
     return path
 
 
-def require_writable(path: Path, num_frames: int) -> None:
-    """Refuse an ending or a place before anything is computed; nothing is made there yet.
+def require_writable(path: Path, num_frames: int, frames_per_second: float | None = None) -> None:
+    """Refuse an ending, a place or an even rate before anything is computed; nothing is made there yet.
 
     Raises:
-        UserError: the ending is not known, or holds one picture only; the place cannot be written.
+        UserError: the ending is not known, holds one picture only, or no frames that are shown so long; the place
+            cannot be written.
     """
     suffix = path.suffix.lower()
     if num_frames > 1 and suffix not in ANIMATIONS + VIDEOS:
@@ -71,6 +72,8 @@ def require_writable(path: Path, num_frames: int) -> None:
     if suffix not in PICTURES + ANIMATIONS + VIDEOS:
         known = ", ".join(dict.fromkeys(PICTURES + ANIMATIONS + VIDEOS))
         raise UserError(f"{path}: give the file an ending out of {known}")
+    if frames_per_second is not None and (num_frames > 1 or suffix in VIDEOS):
+        _require_short_frames(path, [0.0, 1 / frames_per_second], LONGEST[suffix])
     _require_place(path)
 
 

@@ -17,10 +17,8 @@ TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG = (
 )  # fmt: skip
 #: beside a `tokenizer.json` they say which tokens begin and end a text
 SPECIAL_TOKEN_FILES = (TOKENIZER_CONFIG, "special_tokens_map.json")
-#: how a model that draws draws best (`infer.draw_sampling`)
-DRAWING = "drawing.json"
 #: all that goes where a tokenizer goes
-COMPANION_FILES = (*SPECIAL_TOKEN_FILES, CHAT_TEMPLATE, GENERATION_CONFIG, DRAWING)
+COMPANION_FILES = (*SPECIAL_TOKEN_FILES, CHAT_TEMPLATE, GENERATION_CONFIG)
 
 #: Looked for, in this order, when the files beside a `tokenizer.json` do not name its special tokens.
 BOS_NAMES = ("<s>", "<|bos|>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|endoftext|>")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lwm.data.tokenizer import COMPANION_FILES, TOKENIZER_FILES
 from lwm.weights.released import STREAM_FILE
-from lwm.weights.store import CONFIG
+from lwm.weights.store import CONFIG, DRAWING
 
 #: what a model's directory has besides
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja")
@@ -28,5 +28,5 @@ def _files(model: Path) -> list[Path]:
     """Of a file, what is told of it beside it, too."""
     if model.is_dir():
         return sorted(path for path in model.iterdir() if path.suffix in _SUFFIXES or path.name == STREAM_FILE)
-    beside = [model.parent / name for name in sorted((CONFIG, *TOKENIZER_FILES, *COMPANION_FILES))]
+    beside = [model.parent / name for name in sorted((CONFIG, DRAWING, *TOKENIZER_FILES, *COMPANION_FILES))]
     return [model, *(path for path in beside if path.is_file())]

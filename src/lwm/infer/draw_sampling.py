@@ -7,30 +7,35 @@ from pathlib import Path
 from lwm.core.config import from_json
 from lwm.core.errors import UserError
 from lwm.core.files import read_json
-from lwm.data.tokenizer import DRAWING
 from lwm.infer.sampling import Sampling
+from lwm.weights.store import DRAWING
+
+#: drawings that one is chosen from, at most: they are drawn together
+MOST_TRIES = 64
 
 
 @dataclass(frozen=True)
 class DrawSampling(Sampling):
     """How the codes of frames are drawn, and how much the prompt is heeded."""
 
+    #: 0 takes the likeliest code; 1 draws from the model's distribution; in between sharpens it
     temperature: float = 0.7
     #: classifier-free guidance of the first frame, the second, ..., the last for all that follow: 1 takes the prompt as
     #: it is, more draws away from what would have come unasked
     cfg: tuple[float, ...] = (2.0,)
     #: draw so many, keep the one that the model itself, looking at it, finds best told by the prompt; costs as many
+    #: in time and in memory
     best_of: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.cfg or not all(0 <= guide < math.inf for guide in self.cfg):
-            raise UserError(f"--cfg {' '.join(map(str, self.cfg))}: give one or more numbers of 0 or more")
-        if self.best_of < 1:
-            raise UserError(f"--best-of {self.best_of}: give 1 or more")
+            raise UserError(f"cfg {' '.join(map(str, self.cfg))}: give one or more numbers of 0 or more")
+        if not 1 <= self.best_of <= MOST_TRIES:
+            raise UserError(f"best_of {self.best_of}: give 1 to {MOST_TRIES}")
 
     def plain(self) -> Sampling:
-        """Without the guidance."""
+        """What picks each code, which is all that the compiled programs know of it."""
         return Sampling(self.temperature, self.top_k, self.top_p)
 
 

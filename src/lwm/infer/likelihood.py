@@ -1,6 +1,7 @@
 """How likely a model finds an answer, without generating it: one forward pass over prompt and answer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -36,7 +37,8 @@ def log_likelihoods(
         while length < max(map(len, rows)):
             length *= 2
         batch = _padded(rows, [len(answer) for answer in answers], -(-len(rows) // ways) * ways, length)
-        sums = _sums(engine.params, batch, engine.config, engine.compute)
+        # Chunks in which nothing is learned are skipped, and answers are short.
+        sums = _sums(engine.params, batch, engine.config, replace(engine.compute, loss_chunk=LEAST_LENGTH))
         return np.asarray(sums)[: len(rows)]
 
 

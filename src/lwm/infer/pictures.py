@@ -31,7 +31,7 @@ from lwm.vqgan.codec import FrameCodec
 from lwm.weights.codec_store import require_same_codes
 from lwm.weights.load import LoadedModel
 
-#: called with how many frames of all are finished, and how many there will be
+#: called with how many frames of all are finished, and how many there will be; looking at a drawing counts as one
 Progress = Callable[[int, int], None]
 #: what each frame before a window adds to its seed, so that no two windows draw alike
 WINDOW_SEED = 7_919
@@ -75,7 +75,9 @@ class ImageConfig(DrawConfig):
 class VideoConfig(DrawConfig):
     """Draw a video of what a text says."""
 
+    #: how many frames
     num_frames: Annotated[int, arg(name="frames")] = 8
+    #: how many of them are shown in a second
     frames_per_second: float = 4.0
     #: frames that are read again when the context is full, to draw on beyond it; 0: a longer video is refused
     window: int = 0
@@ -99,7 +101,11 @@ def draw(
     Raises:
         UserError: a model that does not draw, a prompt or a video that is too long, a file that cannot be written.
     """
-    require_writable(config.out, config.num_frames)
+    files = [config.out]
+    if config.count > 1:
+        files = [config.out.with_stem(f"{config.out.stem}-{number}") for number in range(1, config.count + 1)]
+    for file in files:
+        require_writable(file, config.num_frames, config.frames_per_second)
     require_same_codes(model.config.vocab, codec.config)
     sampling = sampling_of(model.directory) if sampling is None else sampling
     is_video = isinstance(config, VideoConfig)
@@ -109,10 +115,7 @@ def draw(
         config.window if isinstance(config, VideoConfig) else 0,
     )  # fmt: skip
     codes = draw_best(task, [config.prompt] * config.count, sampling.best_of, model, engine, progress)
-    files = [config.out]
-    if config.count > 1:
-        files = [config.out.with_stem(f"{config.out.stem}-{number}") for number in range(1, config.count + 1)]
-    scale = max(1, LEAST_SIDE // codec.resolution)
+    scale = -(-LEAST_SIDE // codec.resolution)
     for file, own in zip(files, codes, strict=True):
         save_frames(file, codec.decode(own), config.frames_per_second, scale=scale)
     return files
@@ -183,9 +186,17 @@ def draw_best(
     if best_of == 1:
         return draw_codes(task, model, engine, progress)
     several = replace(task, prompts=[prompt for prompt in task.prompts for _ in range(best_of)])
-    drawn = draw_codes(several, model, engine, progress)
+    looks = len(several.prompts)
+
+    def while_drawing(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done, total + looks)
+
+    drawn = draw_codes(several, model, engine, while_drawing)
     told = [own for own in words for _ in range(best_of)]
     likely = _likelihood_of_words(drawn, told, model, engine).reshape(-1, best_of)
+    if progress is not None:
+        progress(looks * (task.num_frames + 1), looks * (task.num_frames + 1))
     return [drawn[place * best_of + int(best)] for place, best in enumerate(likely.argmax(axis=1))]
 
 
@@ -194,11 +205,13 @@ def _likelihood_of_words(
 ) -> Float32[np.ndarray, "n"]:
     """How likely a model tells drawings by these words. Of a video beyond its context it sees the beginning."""
     vocab, tokenizer = model.config.vocab, require_tokenizer(model)
-    answers = [tokenizer.encode(f" {own.strip()}") for own in words]
+    *_, end = prompts.about_frames(LOOK, [drawn[0][:1]])
+    # Encoded with what they follow: by itself a text may begin otherwise.
+    answers = [tokenizer.encode(f"{end} {own.strip()}")[len(tokenizer.encode(str(end))) :] for own in words]
     of_one = len(prompts.encode_prompt(tokenizer, vocab, prompts.about_frames(LOOK, [drawn[0][:1]])))
-    room, per_frame = model.config.max_context - max(map(len, answers)) - of_one, vocab.tokens_per_frame + 1
-    fits = 1 + max(0, room // per_frame)
-    asked = [prompts.about_frames(LOOK, [codes[:fits]]) for codes in drawn]
+    rooms = (model.config.max_context - len(answer) - of_one for answer in answers)
+    fits = (1 + max(0, room // (vocab.tokens_per_frame + 1)) for room in rooms)
+    asked = [prompts.about_frames(LOOK, [codes[:most]]) for codes, most in zip(drawn, fits, strict=True)]
     return log_likelihoods(engine, [prompts.encode_prompt(tokenizer, vocab, each) for each in asked], answers)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
 from lwm.core.files import write_json
-from lwm.data.tokenizer import DRAWING
 from lwm.infer.draw_sampling import DrawSampling
 from lwm.model.config import SIZES, lengthen
 from lwm.nano import RUNS, text, train_tokenizer, vision, world_records
@@ -24,6 +23,7 @@ from lwm.train.codec import train_codec
 from lwm.train.codec_run import CodecRun
 from lwm.train.loop import train
 from lwm.train.run import Run
+from lwm.weights.store import DRAWING
 
 STAGES: dict[str, Callable[[], Run | CodecRun]] = {
     **text.STAGES,
@@ -57,9 +57,9 @@ def main() -> None:
     write_deeper(RUNS / vision.LAST_OF_FOUR / "model", vision.NEW_LAYERS, RUNS / vision.DEEPER_START)
     runs = [stage() for stage in vision.DEEPER_STAGES.values()]
     finish(runs)
-    embedded = train_tokenizer.TOKENIZER_FILE.parent
-    put_together(runs[-1].out / "model", vision.RECORDS, embedded)
-    write_json(embedded / DRAWING, asdict(DRAWS_BEST))  # the directory's own went with the model before
+    model = runs[-1].out / "model"
+    write_json(model / DRAWING, asdict(DRAWS_BEST))
+    put_together(model, vision.RECORDS, train_tokenizer.TOKENIZER_FILE.parent)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def fit_rows(
 
 
 def put_together(model: Path, records: Path, directory: Path) -> None:
-    """Save a trained model with the rows of hardly seen codes put together; the codec beside it goes along."""
+    """Save a trained model with the rows of hardly seen codes put together; its codec and `drawing.json` go along."""
     loaded = load_model(model, make_mesh(MeshShape(), jax.devices()[:1]))
     vocab = loaded.config.vocab
     files = [records / f"{name}.parquet" for name, config in FILES.items() if not config.held_out]

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from lwm.core.errors import UserError
 from lwm.core.files import write_json
-from lwm.data.tokenizer import DRAWING, load_tokenizer, tokenizer_file
+from lwm.data.tokenizer import load_tokenizer, tokenizer_file
 from lwm.model.config import ModelConfig
 from lwm.vqgan.config import CodecConfig
 from lwm.weights import hugging_face, lwm_stream
@@ -29,7 +29,7 @@ from lwm.weights.load import Source, StreamFacts, open_source
 from lwm.weights.lwm_stream_config import config_to_json
 from lwm.weights.parity import compare_logits
 from lwm.weights.released import CODEC_FILE, STREAM_FILE, released
-from lwm.weights.store import CONFIG, copy_tokenizer, new_directory, write_model
+from lwm.weights.store import CONFIG, DRAWING, copy_drawing, copy_tokenizer, new_directory, write_model
 from lwm.weights.tensors import Tensors
 
 Target = Literal["lwm", "hf", "stream"]
@@ -155,9 +155,8 @@ def convert(config: ConvertConfig, progress: Progress = lambda done, total, what
 
     with new_directory(config.destination) as written:
         _write(written, config.to, source.config, Counted(tensors, source.path, count), tokenizer, dtype)
-        if config.to == "lwm" and (model := released(Path(config.source).name)) is not None and model.sees:
-            write_json(written / DRAWING, model.drawing)
-        notes = _notes_on(Path(config.source).name) + ([] if codec is None else _write_codec(written, config.to, codec))
+        _write_drawing(written, source)
+        notes = _notes_on(source) + ([] if codec is None else _write_codec(written, config.to, codec))
     difference = _verify(source, config.destination) if config.verify else None
     return Conversion(_rows(tensors, source, config.to, dtype), config.destination, notes, difference)
 
@@ -226,9 +225,18 @@ def _verify(source: Source, destination: Path) -> tuple[float, float]:
         raise UserError(f"{destination} is written, but it could not be verified: {error}") from None
 
 
-def _notes_on(name: str) -> list[str]:
+def _write_drawing(written: Path, source: Source) -> None:
+    """Say of a model that draws how it does so best, as it says itself, or as LWM drew with it."""
+    if not source.config.vocab.vision_size:
+        return
+    if source.published is not None and source.published.sees:
+        write_json(written / DRAWING, source.published.drawing)
+    copy_drawing(source.path if source.path.is_dir() else source.path.parent, written)
+
+
+def _notes_on(source: Source) -> list[str]:
     """What there is to know of a published model before it is asked anything."""
-    model = released(name)
+    model = source.published
     return [] if model is None or model.chats else [f"{model.name} continues text: it was not trained to answer"]
 
 

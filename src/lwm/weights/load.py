@@ -30,7 +30,7 @@ from lwm.weights.hugging_face import HuggingFaceTensors
 from lwm.weights.hugging_face_config import config_from_hugging_face
 from lwm.weights.lwm_stream import StreamTensors
 from lwm.weights.lwm_stream_config import config_of_stream
-from lwm.weights.released import STREAM_FILE, released
+from lwm.weights.released import STREAM_FILE, Released, released
 from lwm.weights.store import CONFIG, MODEL_TYPE, open_own_tensors, read_own_config
 from lwm.weights.tensor_files import TensorFiles, is_written
 from lwm.weights.tensors import Tensors
@@ -65,6 +65,8 @@ class Source:
     tensors: Callable[[], Tensors]
     #: the directory with its tokenizer, if it has one
     tokenizer: Path | None = None
+    #: the published model that its name says it is
+    published: Released | None = None
     #: what must stay open for as long as the others are used
     keep: Any = field(default=None, repr=False)
 
@@ -185,17 +187,19 @@ def open_source(
         UserError: nothing there, not a model that is known here, or a configuration with a field missing or wrong.
     """
     path = locate(name_or_path)
+    directory = path.parent if path.is_file() else path
+    published = released(known_as or directory.resolve().name)
     if path.is_file():
-        return _open_gguf(path) if _is_gguf(path) else _open_stream(path, facts, known_as or path.resolve().parent.name)
+        return _open_gguf(path) if _is_gguf(path) else _open_stream(path, facts, published)
     if (path / STREAM_FILE).is_file():
-        return _open_stream(path / STREAM_FILE, facts, known_as or path.resolve().name)
+        return _open_stream(path / STREAM_FILE, facts, published)
     values = read_json(path / CONFIG, f"{path} is not a model directory")
     tokenizer = path if has_tokenizer(path) else None
     if values.get("model_type") == MODEL_TYPE:
         config = read_own_config(path)
         return Source("lwm", path, config, lambda: open_own_tensors(path, config), tokenizer)
     config = config_from_hugging_face(values, path / CONFIG)
-    return Source("hf", path, config, lambda: _hugging_face(path, config), tokenizer)
+    return Source("hf", path, config, lambda: _hugging_face(path, config), tokenizer, published)
 
 
 def _hugging_face(path: Path, config: ModelConfig) -> Tensors:
@@ -212,17 +216,17 @@ def _open_gguf(path: Path) -> Source:
     tensors = GgufTensors(path)
     scratch = tempfile.TemporaryDirectory(prefix="lwm-tokenizer-")
     directory = write_tokenizer(path, Path(scratch.name))
-    return Source("gguf", path, tensors.config, lambda: tensors, directory, scratch)
+    return Source("gguf", path, tensors.config, lambda: tensors, directory, keep=scratch)
 
 
-def _open_stream(file: Path, facts: StreamFacts, name: str) -> Source:
-    known, config = released(name), facts.config
+def _open_stream(file: Path, facts: StreamFacts, published: Released | None) -> Source:
+    config = facts.config
     if config is None and (file.parent / CONFIG).is_file():
         config = file.parent / CONFIG
-    if known is not None and config is None:
+    if published is not None and config is None:
         given: dict[str, Any] = {"rope_theta": facts.theta, "max_context": facts.max_context}
-        model = replace(known.config, **{key: value for key, value in given.items() if value is not None})
+        model = replace(published.config, **{key: value for key, value in given.items() if value is not None})
     else:
         model = config_of_stream(file, json=config, theta=facts.theta, max_context=facts.max_context)
     tokenizer = file.parent if has_tokenizer(file.parent) else None
-    return Source("stream", file, model, lambda: StreamTensors(file, model), tokenizer)
+    return Source("stream", file, model, lambda: StreamTensors(file, model), tokenizer, published)

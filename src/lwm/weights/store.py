@@ -3,6 +3,8 @@
     config.json          the fields of `ModelConfig`, the vocabulary as a block of its own
     model.safetensors    the tensors, named by their path in the parameter tree: `layers.query`, `final_norm`, ...
     tokenizer.json       or tokenizer.model, with the files beside it that name its special tokens or how it is asked
+    codec.json           of models that see, with codec.safetensors: the codec of their frames (`weights.codec_store`)
+    drawing.json         of models that draw, if they say so: how they draw best (`infer.draw_sampling`)
 
 Beyond 5 GB the tensors are split into `model-00001-of-00003.safetensors`, ... with `model.safetensors.index.json` as
 Hugging Face has it.
@@ -27,7 +29,7 @@ from lwm.weights.codec_store import CODEC_FILES, copy_codec
 from lwm.weights.tensor_files import INDEX, Outgoing, TensorFiles, write_tensors
 from lwm.weights.tensors import InMemory, Tensors, pieces
 
-CONFIG = "config.json"
+CONFIG, DRAWING = "config.json", "drawing.json"
 MODEL_TYPE = "lwm"
 
 
@@ -41,7 +43,7 @@ def save_model(
 ) -> Path:
     """Write a model directory; return its path. A directory that appears is whole.
 
-    `codec` is a directory whose codec goes with the model.
+    `codec` is a directory whose codec goes with the model, and how that one draws best.
 
     Raises:
         UserError: as `new_directory`.
@@ -51,6 +53,7 @@ def save_model(
         write_model(written, config, tensors, tokenizer_file, dtype)
         if codec is not None:
             copy_codec(codec, written)
+            copy_drawing(codec, written)
     return Path(directory).absolute()
 
 
@@ -102,7 +105,7 @@ def _model_files(directory: Path) -> list[Path]:
     return [
         path
         for path in directory.iterdir()
-        if path.name in (CONFIG, INDEX, *TOKENIZER_FILES, *COMPANION_FILES, *CODEC_FILES)
+        if path.name in (CONFIG, DRAWING, INDEX, *TOKENIZER_FILES, *COMPANION_FILES, *CODEC_FILES)
         or path.match("model*.safetensors")
     ]
 
@@ -134,6 +137,12 @@ def copy_tokenizer(file: Path, directory: Path) -> None:
     for name in COMPANION_FILES:
         if (file.parent / name).is_file():
             copy_file(file.parent / name, directory / name)
+
+
+def copy_drawing(source: Path, directory: Path) -> None:
+    """Put what one model's directory says of how it draws best into another, if it says so."""
+    if (source / DRAWING).is_file():
+        copy_file(source / DRAWING, directory / DRAWING)
 
 
 def _replace(directory: Path, written: Path) -> None:
