@@ -8,7 +8,7 @@ from lwm.core.params import count
 from lwm.model.transformer import declare
 from lwm.nano import RUNS, text
 from lwm.nano.train_tokenizer import SIZE_WITH_WORDS
-from lwm.nano.vision import CODEC, DEEPER_STAGES, DEEPER_START, LAST_OF_FOUR, NEW_LAYERS, STAGES
+from lwm.nano.vision import AVERAGED, CODEC, DEEPER_STAGES, DEEPER_START, LAST_OF_FOUR, NEW_LAYERS, STAGES
 from lwm.nano.world_records import FILES, TEXTS
 
 
@@ -25,6 +25,7 @@ def test_the_last_stages_go_on_from_the_model_that_was_deepened():
     assert list(STAGES)[-1] == LAST_OF_FOUR
     assert [run.name for run in runs] == list(DEEPER_STAGES)
     assert [run.init_from for run in runs] == [str(RUNS / DEEPER_START), *(str(run.out) for run in runs[:-1])]
+    assert set(AVERAGED) < set(DEEPER_STAGES) and AVERAGED[-1] == runs[-1].name
 
 
 @pytest.mark.parametrize("name", [*STAGES, *DEEPER_STAGES])

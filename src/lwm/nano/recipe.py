@@ -1,9 +1,10 @@
 """How the embedded model was made, from nothing to the files in the package.
 
-    python -m lwm.nano.recipe          runs or resumes every stage in runs/, then embeds the model of the last
+    python -m lwm.nano.recipe          runs or resumes every stage in runs/, then embeds the mean of the last
 
 LWM's order: text of growing length, a codec, pictures, clips, long videos; then long texts once more. At last the model
-gets two layers more, for scenes of several shapes, and what it was never shown is put together from what it was.
+gets two layers more, for scenes of several shapes; the mean of two of its stages is taken, and what it was never shown
+is put together from what it was.
 """
 
 import sys
@@ -14,6 +15,7 @@ from lwm.core.files import write_json
 from lwm.infer.draw_sampling import DrawSampling
 from lwm.model.config import SIZES, lengthen
 from lwm.nano import RUNS, text, train_tokenizer, vision, world_records
+from lwm.nano.average import write_mean
 from lwm.nano.codec import nano_codec
 from lwm.nano.deeper import write_deeper
 from lwm.nano.start import write_start
@@ -55,11 +57,11 @@ def main() -> None:
     world_records.main(vision.CODEC, vision.RECORDS)
     finish(stage() for stage in vision.STAGES.values())
     write_deeper(RUNS / vision.LAST_OF_FOUR / "model", vision.NEW_LAYERS, RUNS / vision.DEEPER_START)
-    runs = [stage() for stage in vision.DEEPER_STAGES.values()]
-    finish(runs)
-    model = runs[-1].out / "model"
-    write_json(model / DRAWING, asdict(DRAWS_BEST))
-    put_together(model, vision.RECORDS, train_tokenizer.TOKENIZER_FILE.parent)
+    finish(stage() for stage in vision.DEEPER_STAGES.values())
+    mean = RUNS / "nano-mean"
+    write_mean([RUNS / name / "model" for name in vision.AVERAGED], mean)
+    write_json(mean / DRAWING, asdict(DRAWS_BEST))
+    put_together(mean, vision.RECORDS, train_tokenizer.TOKENIZER_FILE.parent)
 
 
 if __name__ == "__main__":

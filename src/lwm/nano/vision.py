@@ -2,6 +2,8 @@
 
 Between clips and long videos come stages for directions, which clips alone do not teach; long texts come last.
 
+The last two models are averaged (`nano/average.py`).
+
 Every stage goes on with text, or the model forgets where numbers are hidden: with 5% it did. LWM mixed 16% of text
 into its vision stages for the same reason (paper, section 4.1).
 """
@@ -51,7 +53,9 @@ _FILM_ORDERS = (DRAW,) * 8 + (TELL, UNASKED)
 _PICTURES = "held_out_pictures"
 _SHORT_TEXTS = replace(LONG, lengths=(512, 256), length_shares=(0.6, 0.4), max_facts=8, max_questions=10)
 _TEXTS_TO_1K = replace(_SHORT_TEXTS, lengths=(1024, 512, 256), length_shares=(0.6, 0.2, 0.2))
+_TEXTS_TO_2K = replace(_SHORT_TEXTS, lengths=(2048, 1024, 512), length_shares=(0.5, 0.3, 0.2))
 _LONG_TEXTS = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
+_LONGEST_TEXTS = replace(_LONG_TEXTS, lengths=(16_384, 8192, 2048), length_shares=(0.6, 0.2, 0.2))
 _MIXED_TEXTS = replace(
     LONG,
     lengths=(8192, 2048, 1024, 512),
@@ -220,7 +224,7 @@ def nano_farther() -> Run:
         (_records("clips_4"), 0.05),
         (_records("clips_8"), 0.15),
         (_films(max_clips=58), 0.1),
-        (replace(_LONG_TEXTS, lengths=(16_384, 8192, 2048), length_shares=(0.6, 0.2, 0.2)), 0.42),
+        (_LONGEST_TEXTS, 0.42),
         (_MIXED_TEXTS, 0.16),
     )
     run = _deeper(_stage("nano-farther", parts, row=16_384, steps=64, learning_rate=1e-3, after="nano-far"))
@@ -236,6 +240,67 @@ def nano_farthest() -> Run:
     return replace(earlier, name=name, steps=50, seed=1, init_from=str(earlier.out), out=RUNS / name)
 
 
+def nano_seek() -> Run:
+    """Short films and short texts: what is found in long ones is learned from many of these, of which it hears little.
+
+    lwm train nano-seek --cpu-devices 2
+    """
+    parts = (
+        (_records("pictures"), 0.16),
+        (_records("stories", (STORY,)), 0.03),
+        (_records("clips_8"), 0.2),
+        (_films(max_clips=14), 0.32),
+        (replace(_TEXTS_TO_2K, max_facts=16, max_questions=24), 0.29),
+    )
+    return _deeper(_stage("nano-seek", parts, row=2048, steps=500, learning_rate=1.5e-3, after="nano-farthest"))
+
+
+def nano_seek_far() -> Run:
+    """Rows of 16,384 tokens again, with twice as many questions a text, and films as long as a row.
+
+    lwm train nano-seek-far --cpu-devices 2
+    """
+    parts = (
+        (_records("pictures"), 0.1),
+        (_records("clips_8"), 0.15),
+        (_films(max_clips=110), 0.22),
+        (replace(_LONGEST_TEXTS, max_facts=60, max_questions=80), 0.43),
+        (_MIXED_TEXTS, 0.1),
+    )
+    run = _deeper(_stage("nano-seek-far", parts, row=16_384, steps=110, learning_rate=1e-3, after="nano-seek"))
+    return replace(run, seed=2, batch_size=1, mesh=MeshShape(dp=1, fsdp=1, tp=1, sp=-1))
+
+
+def nano_marks() -> Run:
+    """Films of three clips at most, in rows of 512 tokens: to find a marked frame takes thousands of films to learn.
+
+    lwm train nano-marks --cpu-devices 2
+    """
+    parts = (
+        (_records("pictures"), 0.18),
+        (_records("clips_8"), 0.12),
+        (_films(max_clips=3), 0.55),
+        (_SHORT_TEXTS, 0.15),
+    )
+    return _deeper(_stage("nano-marks", parts, row=512, steps=1500, learning_rate=1.5e-3, after="nano-seek-far"))
+
+
+def nano_marks_far() -> Run:
+    """Long films and long texts once more, in rows of 16,384 tokens.
+
+    lwm train nano-marks-far --cpu-devices 2
+    """
+    parts = (
+        (_records("pictures"), 0.1),
+        (_records("clips_8"), 0.12),
+        (_films(max_clips=110), 0.3),
+        (replace(_LONGEST_TEXTS, max_facts=60, max_questions=80), 0.38),
+        (_MIXED_TEXTS, 0.1),
+    )
+    run = _deeper(_stage("nano-marks-far", parts, row=16_384, steps=60, learning_rate=1e-3, after="nano-marks"))
+    return replace(run, seed=3, batch_size=1, mesh=MeshShape(dp=1, fsdp=1, tp=1, sp=-1))
+
+
 STAGES: dict[str, Callable[[], Run]] = {
     "nano-single": nano_single,
     "nano-pictures": nano_pictures,
@@ -247,12 +312,18 @@ STAGES: dict[str, Callable[[], Run]] = {
     "nano-long-texts": nano_long_texts,
 }
 LAST_OF_FOUR = "nano-long-texts"
+#: the model that finds far things in text, and the one that went on from it to films: their mean does both
+AVERAGED = ("nano-seek-far", "nano-marks-far")
 #: from here on with two layers more
 DEEPER_STAGES: dict[str, Callable[[], Run]] = {
     "nano-deeper": nano_deeper,
     "nano-far": nano_far,
     "nano-farther": nano_farther,
     "nano-farthest": nano_farthest,
+    "nano-seek": nano_seek,
+    "nano-seek-far": nano_seek_far,
+    "nano-marks": nano_marks,
+    "nano-marks-far": nano_marks_far,
 }
 
 
