@@ -1,6 +1,7 @@
 """Hugging Face directories: `transformers`' logits from what is read, and from what is written; all else is refused."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -236,10 +237,17 @@ def test_a_configuration_comes_back(scaling: Any) -> None:
     assert config_from_hugging_face(values, Path("config.json")) == config
 
 
+SMALL = ModelConfig(Vocab(16), 8, 16, 2, 2, 1, 4)
+
+
+@cache
+def small_tensors() -> InMemory:
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
+    return InMemory(named_leaves(init_sharded(declare(SMALL), jax.random.key(0), np.float32, mesh)))
+
+
 def written(directory: Path, **changes: Any) -> Path:
-    config = ModelConfig(Vocab(16), 8, 16, 2, 2, 1, 4)
-    params = init_sharded(declare(config), jax.random.key(0), np.float32, make_mesh(MeshShape(), jax.devices()[:1]))
-    write_hugging_face(directory, config, InMemory(named_leaves(params)), None, "float32")
+    write_hugging_face(directory, SMALL, small_tensors(), None, "float32")
     values = json.loads((directory / "config.json").read_text()) | changes
     (directory / "config.json").write_text(json.dumps(values))
     return directory
