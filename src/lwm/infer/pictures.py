@@ -205,10 +205,11 @@ def _likelihood_of_words(
 ) -> Float32[np.ndarray, "n"]:
     """How likely a model tells drawings by these words. Of a video beyond its context it sees the beginning."""
     vocab, tokenizer = model.config.vocab, require_tokenizer(model)
-    *_, end = prompts.about_frames(LOOK, [drawn[0][:1]])
+    look = prompts.about_frames(LOOK, [drawn[0][:1]])
+    end = str(look[-1])
     # Encoded with what they follow: by itself a text may begin otherwise.
-    answers = [tokenizer.encode(f"{end} {own.strip()}")[len(tokenizer.encode(str(end))) :] for own in words]
-    of_one = len(prompts.encode_prompt(tokenizer, vocab, prompts.about_frames(LOOK, [drawn[0][:1]])))
+    answers = [tokenizer.encode(f"{end} {own.strip()}")[len(tokenizer.encode(end)) :] for own in words]
+    of_one = len(prompts.encode_prompt(tokenizer, vocab, look))
     rooms = (model.config.max_context - len(answer) - of_one for answer in answers)
     fits = (1 + max(0, room // (vocab.tokens_per_frame + 1)) for room in rooms)
     asked = [prompts.about_frames(LOOK, [codes[:most]]) for codes, most in zip(drawn, fits, strict=True)]

@@ -56,6 +56,7 @@ _TEXTS_TO_1K = replace(_SHORT_TEXTS, lengths=(1024, 512, 256), length_shares=(0.
 _TEXTS_TO_2K = replace(_SHORT_TEXTS, lengths=(2048, 1024, 512), length_shares=(0.5, 0.3, 0.2))
 _LONG_TEXTS = replace(LONG, max_facts=40, max_questions=40, confusers=0.1)
 _LONGEST_TEXTS = replace(_LONG_TEXTS, lengths=(16_384, 8192, 2048), length_shares=(0.6, 0.2, 0.2))
+_MANY_QUESTIONS = replace(_LONGEST_TEXTS, max_facts=60, max_questions=80)
 _MIXED_TEXTS = replace(
     LONG,
     lengths=(8192, 2048, 1024, 512),
@@ -227,8 +228,7 @@ def nano_farther() -> Run:
         (_LONGEST_TEXTS, 0.42),
         (_MIXED_TEXTS, 0.16),
     )
-    run = _deeper(_stage("nano-farther", parts, row=16_384, steps=64, learning_rate=1e-3, after="nano-far"))
-    return replace(run, batch_size=1, mesh=MeshShape(dp=1, fsdp=1, tp=1, sp=-1))
+    return _longest("nano-farther", parts, steps=64, after="nano-far")
 
 
 def nano_farthest() -> Run:
@@ -264,11 +264,10 @@ def nano_seek_far() -> Run:
         (_records("pictures"), 0.1),
         (_records("clips_8"), 0.15),
         (_films(max_clips=110), 0.22),
-        (replace(_LONGEST_TEXTS, max_facts=60, max_questions=80), 0.43),
+        (_MANY_QUESTIONS, 0.43),
         (_MIXED_TEXTS, 0.1),
     )
-    run = _deeper(_stage("nano-seek-far", parts, row=16_384, steps=110, learning_rate=1e-3, after="nano-seek"))
-    return replace(run, seed=2, batch_size=1, mesh=MeshShape(dp=1, fsdp=1, tp=1, sp=-1))
+    return _longest("nano-seek-far", parts, steps=110, after="nano-seek", seed=2)
 
 
 def nano_marks() -> Run:
@@ -294,11 +293,10 @@ def nano_marks_far() -> Run:
         (_records("pictures"), 0.1),
         (_records("clips_8"), 0.12),
         (_films(max_clips=110), 0.3),
-        (replace(_LONGEST_TEXTS, max_facts=60, max_questions=80), 0.38),
+        (_MANY_QUESTIONS, 0.38),
         (_MIXED_TEXTS, 0.1),
     )
-    run = _deeper(_stage("nano-marks-far", parts, row=16_384, steps=60, learning_rate=1e-3, after="nano-marks"))
-    return replace(run, seed=3, batch_size=1, mesh=MeshShape(dp=1, fsdp=1, tp=1, sp=-1))
+    return _longest("nano-marks-far", parts, steps=60, after="nano-marks", seed=3)
 
 
 STAGES: dict[str, Callable[[], Run]] = {
@@ -329,6 +327,14 @@ DEEPER_STAGES: dict[str, Callable[[], Run]] = {
 
 def _deeper(run: Run) -> Run:
     return replace(run, model=replace(run.model, num_layers=run.model.num_layers + len(NEW_LAYERS)))
+
+
+def _longest(
+    name: str, parts: Sequence[tuple[RecordData | TaskData | FilmData, float]], *, steps: int, after: str, seed: int = 0
+) -> Run:
+    """One row of 16,384 tokens a step, shared by the devices. `seed`: other records than the stages before."""
+    run = _deeper(_stage(name, parts, row=16_384, steps=steps, learning_rate=1e-3, after=after))
+    return replace(run, seed=seed, batch_size=1, mesh=MeshShape(dp=1, fsdp=1, tp=1, sp=-1))
 
 
 def _records(name: str, orders: tuple[str, ...] = _ORDERS) -> RecordData:
