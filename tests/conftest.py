@@ -7,12 +7,17 @@ from pathlib import Path
 import jaxtyping
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of a test's time. .ci/run runs attention, model and the heavier suite optimized, as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _hook = jaxtyping.install_import_hook("lwm", "beartype.beartype")
 _hook.__enter__()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# JAX 0.10 has two emitters of fused loops, of which the older compiles in half the time; 0.11 knows no such flag.
+if jax.config.read("jax_disable_most_optimizations") and jax.__version_info__ < (0, 11):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

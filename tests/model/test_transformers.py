@@ -112,13 +112,13 @@ def test_dynamic_scaling_with_a_cache() -> None:
     config, model = make_pair(rope_theta=1e4, rope_type="dynamic", **SCALED["dynamic"])
     tokens = draw(144)
     params = jax.tree.map(jnp.asarray, from_hugging_face(state_of(model), config))
-    cache, past = allocate(config, 2, 144, jnp.float32), None
+    cache, their_cache = allocate(config, 2, 144, jnp.float32), transformers.DynamicCache(config=model.config)
     step = jax.jit(lambda *arrays: extend(params, *arrays, config, Compute()))
     for start in range(0, 144, 48):
         piece = tokens[:, start : start + 48]
         with torch.no_grad():
-            theirs = model(torch.from_numpy(piece).long(), past_key_values=past, use_cache=True)
-        past = theirs.past_key_values
+            # by place: the argument's name is another since transformers 5.24
+            theirs = model(torch.from_numpy(piece).long(), None, None, their_cache, use_cache=True)
         positions = np.broadcast_to(np.arange(start, start + 48, dtype=np.int32), piece.shape)
         hidden, cache = step(piece, np.ones_like(piece), positions, cache)
         got = logits(hidden, head_weights(params, config, Compute()))
