@@ -18,10 +18,15 @@ from lwm.core.vocab import Vocab
         ({"vision_size": 8, "num_codes": -3}, "num_codes of a vocabulary is -3"),
         ({"vision_size": 8, "tokens_per_frame": -1}, "tokens_per_frame of a vocabulary is -1"),
         ({"vision_size": 9, "num_codes": 8}, "vision_size 9 has no room for 8 codes"),
+        ({"vision_size": 10, "num_codes": 8}, "num_codes 8 and tokens_per_frame 0: give 1 or more of each"),
+        ({"vision_size": 10, "tokens_per_frame": 4}, "num_codes 0 and tokens_per_frame 4: give 1 or more of each"),
         ({"num_codes": 8}, "vision_size 0 has no room for 8 codes"),
-        ({"text_size": 2**31 - 1, "vision_size": 10, "num_codes": 8}, "a vocabulary of 2147483657 ids is too large"),
+        (
+            {"text_size": 2**31 - 1, "vision_size": 10, "num_codes": 8, "tokens_per_frame": 4},
+            "a vocabulary of 2147483651 ids is too large",
+        ),
         ({"bos_id": -1}, "bos_id of a vocabulary is -1, which is none of its ids of text: give one from 0 to 9"),
-        ({"vision_size": 10, "num_codes": 8, "eos_id": 10}, "eos_id of a vocabulary is 10"),
+        ({"vision_size": 10, "num_codes": 8, "tokens_per_frame": 4, "eos_id": 10}, "eos_id of a vocabulary is 10"),
     ],
 )
 def test_numbers_that_do_not_go_together(fields: dict[str, Any], message: str) -> None:
@@ -31,4 +36,4 @@ def test_numbers_that_do_not_go_together(fields: dict[str, Any], message: str) -
 
 def test_numbers_that_do() -> None:
     assert Vocab(260, vision_size=96, num_codes=64, tokens_per_frame=16, bos_id=256, eos_id=257).end_of_vision == 325
-    assert Vocab(10, vision_size=10, num_codes=8, bos_id=0, eos_id=9).size == 20
+    assert Vocab(10, vision_size=10, num_codes=8, tokens_per_frame=1, bos_id=0, eos_id=9).size == 20

@@ -37,9 +37,10 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
         Journal.open(tmp_path / "file" / "out", SETTINGS)
 
 
-def test_a_directory_with_something_else_in_it_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"config\.json does not describe an evaluation"):
+@pytest.mark.parametrize("content", [b"[]", b"\xff", b"[" * 100_000])
+def test_a_directory_with_something_else_in_it_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json: .*; it does not describe an evaluation"):
         Journal.open(tmp_path, SETTINGS)
 
 

@@ -1,6 +1,7 @@
 """What is drawn has the right form, depends on prompt and seed alone, and goes on through a window."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,16 @@ from lwm.core.errors import UserError
 from lwm.core.vocab import Vocab
 from lwm.data.media import read_frames
 from lwm.infer.draw_sampling import DrawSampling, sampling_of
-from lwm.infer.pictures import DrawTask, ImageConfig, VideoConfig, _likelihood_of_words, draw, draw_best, draw_codes
+from lwm.infer.pictures import (
+    DrawTask,
+    ImageConfig,
+    VideoConfig,
+    _likelihood_of_words,
+    draw,
+    draw_best,
+    draw_codes,
+    files_to_write,
+)
 from lwm.infer.sampling import Sampling
 
 WARM = DrawSampling()
@@ -85,6 +95,8 @@ def test_what_cannot_be_written_is_found_before_anything_is_drawn(tmp_path, visi
     with pytest.raises(UserError, match=r"cat-2\.png: it is a directory"):
         cats = ImageConfig("a cat", tmp_path / "cat.png", count=2)
         draw(cats, vision_model, vision_engine, vision_codec, DrawSampling(), drawn)
+    with pytest.raises(UserError, match=r"\.: give the file an ending"):
+        files_to_write(ImageConfig("a cat", Path(), count=2))
     with pytest.raises(UserError, match="would be shown for 1,000 s"):
         slow = VideoConfig("a cat", tmp_path / "cat.gif", num_frames=2, frames_per_second=0.001)
         draw(slow, vision_model, vision_engine, vision_codec, DrawSampling(), drawn)

@@ -80,6 +80,7 @@ ALL_SORTS = """{% macro say(message) %}<{{ message.role }}>{{ message.content | 
 {% endfor %}
 {{ messages | map(attribute='role') | join(',') }} {{ ns.count }} {{ unk_token }}{{ pad_token is defined }}{{ x }}
 """
+DOUBLED = "{{% set n = namespace(x='ab') %}}{{% for i in range(40) %}}{{% set n.x = n.x {} n.x %}}{{% endfor %}}"
 FOR_EVER = "{{% for i in range(99999) %}}{{% for j in range(99999) {} %}}"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHATS = [
@@ -135,6 +136,8 @@ def test_a_template_that_knows_the_day() -> None:
         (FOR_EVER.format("if false") + "{% endfor %}" * 2, "more than 100000 steps"),
         ("{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(99) }}", "100000 steps"),
         ("{{ 'a' * 20000000000 }}", "a text or a list of more than 1000000 parts"),
+        (DOUBLED.format("~"), "a text or a list of more than 100000000 parts"),
+        (DOUBLED.format("+"), "a text or a list of more than 100000000 parts"),
         ("{{ 9 ** (9 ** 9) }}", "a number of more than 100000 bits"),
         ("{{ raise_exception('no system') }}", "in x refuses what is said: no system"),
     ],
@@ -142,6 +145,11 @@ def test_a_template_that_knows_the_day() -> None:
 def test_what_goes_wrong_is_one_sentence(source: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         ChatTemplate(source, SPECIAL, Path("x")).render([{"role": "user", "content": "Why?"}])
+
+
+def test_parts_of_any_kind_are_joined() -> None:
+    template = ChatTemplate("{{ 1 ~ ' and ' ~ none ~ missing ~ messages[0].content }}", {}, Path("x"))
+    assert template.render([{"role": "user", "content": "?"}]) == "1 and None?"
 
 
 def test_where_a_template_is_found(tmp_path: Path) -> None:

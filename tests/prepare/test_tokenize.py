@@ -22,6 +22,7 @@ from lwm.data.media_out import save_frames
 from lwm.data.sources import open_records
 from lwm.prepare import tokenize as tokenizing
 from lwm.prepare.detokenize import DetokenizeConfig, detokenize
+from lwm.prepare.items import list_items
 from lwm.prepare.tokenize import TokenizeConfig, tokenize
 from lwm.vqgan.codec import FrameCodec, declare
 from lwm.vqgan.config import PatchCodecConfig
@@ -112,7 +113,7 @@ def test_what_is_not_unicode_is_left_out_by_name(folder, codec, tmp_path):
     done = tokenize(config, codec)
     assert [record["media"] for record in rows(done.out)] == ["0.png"]
     reasons = dict(done.bad)
-    assert "its name is not valid Unicode" in reasons[f"{folder}/caf\\udce9.png"]
+    assert "its name is not valid Unicode" in reasons["caf\\udce9.png"]
     assert "field 'caption' is not valid Unicode" in reasons["0.png"]
     assert "its name is not valid Unicode" in reasons["\\ud83d.png"]
     assert "no picture or video at" in reasons["x" * 300]
@@ -122,9 +123,14 @@ def test_what_is_not_unicode_is_left_out_by_name(folder, codec, tmp_path):
 def test_files_of_several_directories_are_told_apart(codec, tmp_path):
     for directory in ("a", "b/c"):
         save_frames(tmp_path / directory / "0.gif", noise(0))
-    named = (str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "b" / "c" / "0.gif"))
+    named = (str(tmp_path / "a" / "*.gif"), str(tmp_path / "b"), str(tmp_path / "b" / "c" / "0.gif"))
     tokenize(TokenizeConfig(named, "m", tmp_path / "out.jsonl"), codec)
-    assert [record["media"] for record in rows(tmp_path / "out.jsonl")] == ["a/0.gif", "b/c/0.gif", "b/c/0.gif"]
+    assert [record["media"] for record in rows(tmp_path / "out.jsonl")] == ["a/0.gif", "b/c/0.gif"]
+
+
+def test_a_file_has_one_name_however_it_is_named(folder):
+    ways = [(str(folder),), (str(folder / "*.png"),), (str(folder / "1.png"),)]
+    assert [{item.name for item in list_items(way)} & {"1.png"} for way in ways] == [{"1.png"}] * 3
 
 
 def test_without_one_record_nothing_is_written(folder, codec, tmp_path):

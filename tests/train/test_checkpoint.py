@@ -121,7 +121,7 @@ def test_a_damaged_step_is_named_and_the_one_before_it(two_steps: Path, damage: 
     with Checkpoints(directory) as checkpoints, pytest.raises(UserError) as refusal:
         checkpoints.restore(small_state(0))
     said = str(refusal.value)
-    assert said.startswith(f"the checkpoint in {directory / '2'} cannot be read (")
+    assert said.startswith(f"the checkpoint in {directory / '2'} is damaged (")
     assert said.endswith("delete that directory to go on from step 1")
     assert len(said) < len(str(directory)) + 400 and "\n" not in said
     shutil.rmtree(directory / "2")
@@ -131,7 +131,7 @@ def test_a_damaged_step_is_named_and_the_one_before_it(two_steps: Path, damage: 
 
 def test_a_damaged_step_that_is_the_only_one_says_so(tmp_path: Path):
     (tmp_path / "9").mkdir()
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="start anew, for it is the only one"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="it is the only one, so start anew, in another directory"):
         checkpoints.config()
 
 

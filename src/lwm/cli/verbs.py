@@ -60,6 +60,8 @@ def chat(arguments: Arguments) -> None:
     from lwm.infer.sampling import Sampling
 
     config, sampling, machine = parse("chat", arguments, ChatConfig, Sampling(), Machine())
+    if config.image or config.video:
+        require_codec(config.model)
     opened = open_model(config.model, machine)
     codec = open_codec(config.model, Devices(machine.mesh)) if config.image or config.video else None
     session, reading = open_session(config, *opened, sampling, codec)
@@ -136,9 +138,10 @@ def generate_video(arguments: Arguments) -> None:
 
 
 def _generate_frames(name: str, arguments: Arguments, kind: type) -> None:
-    from lwm.infer.pictures import draw
+    from lwm.infer.pictures import draw, files_to_write
 
     config, sampling, machine = parse(name, arguments, kind, _own_sampling(arguments), Machine())
+    files_to_write(config)
     require_codec(config.model)
     model, engine = open_model(config.model, machine)
     codec = open_codec(config.model, Devices(machine.mesh))

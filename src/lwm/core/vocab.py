@@ -38,6 +38,11 @@ class Vocab:
             raise UserError(
                 f"vision_size {self.vision_size} has no room for {self.num_codes} codes, end of frame and end of vision"
             )
+        if self.vision_size and not (self.num_codes and self.tokens_per_frame):
+            raise UserError(
+                f"a vocabulary of vision_size {self.vision_size} has num_codes {self.num_codes} and tokens_per_frame "
+                f"{self.tokens_per_frame}: give 1 or more of each"
+            )
         if self.size > _MOST:
             raise UserError(f"a vocabulary of {self.size} ids is too large: give text_size and vision_size smaller")
         for name in ("bos_id", "eos_id"):

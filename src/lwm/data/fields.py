@@ -13,15 +13,10 @@ a text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from lwm.core.errors import UserError
 
 BOS, EOS = "<|bos|>", "<|eos|>"
-
-
-#: as many orders are remembered as records may bring
-_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,6 @@ class Part:
     learned: bool
 
 
-@lru_cache(_REMEMBERED)
 def parse_fields(fields: str) -> tuple[Part, ...]:
     """Read the `fields` grammar.
 

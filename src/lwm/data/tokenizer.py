@@ -1,6 +1,5 @@
 """Text to ids and back, one protocol over the two file formats models are published with."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import sentencepiece
 import tokenizers
 
 from lwm.core.errors import UserError
+from lwm.core.files import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG = (
@@ -91,10 +91,7 @@ def stated_token(directory: Path, key: str) -> str | None:
         file = directory / name
         if not file.is_file():
             continue
-        try:
-            stated = json.loads(file.read_bytes()).get(key)
-        except (ValueError, AttributeError, OSError) as error:
-            raise UserError(f"{file} is not a readable JSON object: {error}") from error
+        stated = read_json(file, str(directory)).get(key)
         if stated is None:
             continue
         token = stated.get("content") if isinstance(stated, dict) else stated

@@ -56,7 +56,7 @@ class DemoConfig:
     #: where report.html, results.json, summary.json and heat_map.png go
     out: Path = Path("report")
     #: about how long it may take; with more of it the grid and the long video go further
-    seconds: int = 180
+    seconds: int = 160
     #: of the long video, at one a second: an hour; fewer where there is no time to read them
     film_frames: int = 3600
     #: of cities, numbers and stretches of text

@@ -27,6 +27,7 @@ def fingerprint(model: Path) -> str:
 def _files(model: Path) -> list[Path]:
     """Of a file, what is told of it beside it, too."""
     if model.is_dir():
-        return sorted(path for path in model.iterdir() if path.suffix in _SUFFIXES or path.name == STREAM_FILE)
+        told = (path for path in model.iterdir() if path.suffix in _SUFFIXES or path.name == STREAM_FILE)
+        return sorted(path for path in told if path.is_file())
     beside = [model.parent / name for name in sorted((CONFIG, DRAWING, *TOKENIZER_FILES, *COMPANION_FILES))]
     return [model, *(path for path in beside if path.is_file())]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.core.errors import UserError
-from lwm.core.files import write_json
+from lwm.core.files import read_json, write_json
 
 Row = dict[str, Any]
 
@@ -83,12 +83,9 @@ def _read_row(line: bytes, where: str, fields: tuple[str, ...]) -> Row:
 
 
 def _read_settings(path: Path) -> Row | None:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except json.JSONDecodeError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} does not describe an evaluation: choose another --out")
-    return settings
+    try:
+        return read_json(path, str(path.parent))
+    except UserError as error:
+        raise UserError(f"{error}; it does not describe an evaluation: choose another --out") from None

@@ -46,7 +46,7 @@ class Subject:
     def draw(self, words: Sequence[str], num_frames: int, seed: int) -> list[Int32[np.ndarray, "frames P"]]:
         """The codes drawn for each caption."""
         ask = prompts.draw_image if num_frames == 1 else prompts.draw_video
-        asked = [ask(caption) for caption in words]
+        asked = [ask(own) for own in words]
         task = DrawTask(asked, num_frames, self.sampling.plain(), self.sampling.cfg, seed)
         return draw_best(task, words, self.sampling.best_of, self.model, self.engine)
 

@@ -148,7 +148,7 @@ def open_session(
     if config.document is None:
         return session, None
     try:
-        document = config.document.read_text(encoding="utf-8")
+        document = config.document.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read the document {config.document}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -88,6 +88,20 @@ class VideoConfig(DrawConfig):
             raise UserError(f"{self.num_frames} frames at {self.frames_per_second} a second cannot be drawn")
 
 
+def files_to_write(config: ImageConfig | VideoConfig) -> list[Path]:
+    """Where the drawings go: to `config.out`, which gets numbers where there are several.
+
+    Raises:
+        UserError: such a file cannot be written, or does not hold what is drawn.
+    """
+    files = [config.out]
+    if config.count > 1 and config.out.name:
+        files = [config.out.with_stem(f"{config.out.stem}-{number}") for number in range(1, config.count + 1)]
+    for file in files:
+        require_writable(file, config.num_frames, config.frames_per_second)
+    return files
+
+
 def draw(
     config: ImageConfig | VideoConfig,
     model: LoadedModel,
@@ -101,11 +115,7 @@ def draw(
     Raises:
         UserError: a model that does not draw, a prompt or a video that is too long, a file that cannot be written.
     """
-    files = [config.out]
-    if config.count > 1:
-        files = [config.out.with_stem(f"{config.out.stem}-{number}") for number in range(1, config.count + 1)]
-    for file in files:
-        require_writable(file, config.num_frames, config.frames_per_second)
+    files = files_to_write(config)
     require_same_codes(model.config.vocab, codec.config)
     sampling = sampling_of(model.directory) if sampling is None else sampling
     is_video = isinstance(config, VideoConfig)

@@ -15,6 +15,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from lwm.core.errors import UserError
 from lwm.core.files import read_json
@@ -28,6 +29,8 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 MOST_STEPS = 100_000
 #: letters of a text, or items of a list, that a template may multiply into being
 MOST_ITEMS = 1_000_000
+#: and that it may join: documents stand in what is said
+MOST_JOINED = 100_000_000
 #: bits of a number that it may raise to
 MOST_BITS = 100_000
 
@@ -73,9 +76,12 @@ class ChatTemplate:
 
 
 class _Bounded(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox bounds one range; here the loops in each other are counted as well, and what multiplies."""
+    """Jinja's sandbox bounds one range; here turns of all loops are counted, and lengths of what operators make.
 
-    intercepted_binops = frozenset(["*", "**"])
+    What filters and methods pad or replace is not bounded.
+    """
+
+    intercepted_binops = frozenset(["+", "*", "**"])
     num_steps = 0
 
     def step(self) -> bool:
@@ -87,7 +93,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         """Every turn of a loop, one that its condition leaves out too, and every call of a macro is counted."""
-        tree = super()._parse(source, name, filename)
+        tree: nodes.Template = _Joins().visit(super()._parse(source, name, filename))
         repeated: list[Any] = list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)))
         for node in repeated:
             method, line = nodes.EnvironmentAttribute("step", lineno=node.lineno), node.lineno
@@ -102,11 +108,33 @@ class _Bounded(ImmutableSandboxedEnvironment):
         if operator == "**":
             if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MOST_BITS:
                 raise TemplateRuntimeError(f"it makes a number of more than {MOST_BITS} bits")
-        else:
+        elif operator == "*":
             for repeated, times in ((left, right), (right, left)):
-                if isinstance(times, int) and hasattr(repeated, "__len__") and len(repeated) * times > MOST_ITEMS:
-                    raise TemplateRuntimeError(f"it makes a text or a list of more than {MOST_ITEMS} parts")
+                if isinstance(times, int) and hasattr(repeated, "__len__"):
+                    _require_short(len(repeated) * times, MOST_ITEMS)
+        elif hasattr(left, "__len__") and hasattr(right, "__len__"):
+            _require_short(len(left) + len(right), MOST_JOINED)
         return super().call_binop(context, operator, left, right)
+
+    def join(self, *parts: Any) -> str:
+        """What `~` makes."""
+        texts = [str(part) for part in parts]
+        _require_short(sum(map(len, texts)), MOST_JOINED)
+        return "".join(texts)
+
+
+class _Joins(NodeTransformer):
+    """`a ~ b` is called by name, so that its length can be looked at."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:  # noqa: N802 (as Jinja looks for it)
+        parts = [self.visit(part) for part in node.nodes]
+        method = nodes.EnvironmentAttribute("join", lineno=node.lineno)
+        return nodes.Call(method, parts, [], None, None, lineno=node.lineno)
+
+
+def _require_short(length: int, most: int) -> None:
+    if length > most:
+        raise TemplateRuntimeError(f"it makes a text or a list of more than {most} parts")
 
 
 class _Generation(Extension):

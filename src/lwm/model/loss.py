@@ -48,7 +48,8 @@ def target_weight(batch: Batch, vocab: Vocab) -> PerModality:
 class TokenLosses:
     """Of each target of a batch, in an order of its own within each device's share of a row."""
 
-    #: negative log-likelihood among the ids of the target's modality; 0 where no row has weight
+    #: negative log-likelihood among the ids of the target's modality, of targets without weight too, unless all of a
+    #: chunk are: those are 0
     nll: Float[Array, "B T"]
     #: 1 where the target scored highest
     correct: Float[Array, "B T"]

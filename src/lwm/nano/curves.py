@@ -1,8 +1,9 @@
 """Keep and draw how the stages went: `python -m lwm.nano.curves` reads runs/nano-* and writes into docs/nano/.
 
 metrics_nano-256.jsonl ...    every held-out evaluation, and the training loss thinned to some hundred rows
-curve.png, vision_curve.png   loss and held-out accuracy over the tokens seen, of the stages of text and of vision;
-deeper_curve.png              of those with two layers more
+curve.png          loss and held-out accuracy over the tokens seen, of the stages of text
+vision_curve.png   the same, of the stages of vision
+deeper_curve.png   the same, of the stages with two layers more
 """
 
 import json

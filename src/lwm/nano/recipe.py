@@ -1,6 +1,6 @@
 """How the embedded model was made, from nothing to the files in the package.
 
-    python -m lwm.nano.recipe          runs or resumes every stage in runs/, then embeds the mean of the last
+    python -m lwm.nano.recipe          runs or resumes every stage in runs/, then embeds what came of them
 
 LWM's order: text of growing length, a codec, pictures, clips, long videos; then long texts once more. At last the model
 gets two layers more, for scenes of several shapes; the mean of two of its stages is taken, and what it was never shown
@@ -42,7 +42,7 @@ DRAWS_BEST = DrawSampling(best_of=8)
 def finish(runs: Iterable[Run | CodecRun]) -> None:
     """Train what is not yet trained and resume what was interrupted; ends the program if it is interrupted again."""
     for run in runs:
-        if not (run.out / "model").is_dir():
+        if not run.finished.is_dir():
             resume = bool(saved_steps(run.checkpoints))
             result = train_codec(run, resume) if isinstance(run, CodecRun) else train(run, resume)
             if result.stopped_by is not None:
@@ -50,7 +50,7 @@ def finish(runs: Iterable[Run | CodecRun]) -> None:
 
 
 def main() -> None:
-    """Everything, one after the other; what is there already is not made again."""
+    """Everything, one after the other; a stage that is finished is not run again."""
     train_tokenizer.main()
     write_start(lengthen(SIZES["nano"], 256, text.FIRST_ROPE_THETA), RUNS / "nano-start")
     finish([*(stage() for stage in text.STAGES.values()), nano_codec()])

@@ -2,7 +2,7 @@
 
 Between clips and long videos come stages for directions, which clips alone do not teach; long texts come last.
 
-The last two models are averaged (`nano/average.py`).
+Of the last stages two are averaged (`nano/average.py`).
 
 Every stage goes on with text, or the model forgets where numbers are hidden: with 5% it did. LWM mixed 16% of text
 into its vision stages for the same reason (paper, section 4.1).

@@ -28,26 +28,23 @@ class Item:
 
 
 def list_items(media: tuple[str, ...]) -> list[Item]:
-    """What is to be read: as named, and within a directory or a pattern by name.
+    """What is to be read: as named, and within a directory or a pattern by name; a file that is named twice, once.
 
     Raises:
         UserError: a name that stands for nothing, or a record without `media`.
     """
+    files = {name: _files(name) for name in media if not _is_records(name)}
+    above = _directory_above(files)
     items: list[Item] = []
-    above = _directory_above(media)
+    known: set[str] = set()
     for name in media:
-        path = Path(name)
-        if _is_records(name):
-            items += _from_records(path)
-        elif os.path.isdir(path):
-            items += [_item(file, os.path.relpath(file, above)) for file in media_files(path)]
-        elif os.path.isfile(path):
-            items.append(_item(path, os.path.relpath(path, above)))
-        else:
-            found = sorted(Path(file) for file in glob.glob(name, recursive=True))
-            items += [_item(file, str(file)) for file in found if file.is_file() and is_media(Path(file.name))]
-            if not found:
-                raise UserError(f"no picture or video at {name}")
+        if name not in files:
+            items += _from_records(Path(name))
+            continue
+        for file in files[name]:
+            if (path := os.path.abspath(file)) not in known:
+                known.add(path)
+                items.append(_item(file, os.path.relpath(path, above)))
     if not items:
         raise UserError(f"no pictures or videos in {', '.join(media)}")
     return items
@@ -57,11 +54,25 @@ def _is_records(name: str) -> bool:
     return name.endswith(".jsonl") and os.path.isfile(name)
 
 
-def _directory_above(media: tuple[str, ...]) -> str:
+def _files(name: str) -> list[Path]:
+    """What a name stands for: a file, those of a directory, or those of a pattern."""
+    if os.path.isdir(name):
+        return media_files(Path(name))
+    if os.path.isfile(name):
+        return [Path(name)]
+    found = sorted(Path(file) for file in glob.glob(name, recursive=True))
+    if not found:
+        raise UserError(f"no picture or video at {name}")
+    return [file for file in found if file.is_file() and is_media(Path(file.name))]
+
+
+def _directory_above(files: dict[str, list[Path]]) -> str:
     """Where the names of files begin: the directory that holds all that is named, so that no two have one name."""
-    files = [name for name in media if os.path.isfile(name) and not _is_records(name)]
-    directories = [name for name in media if os.path.isdir(name)] + [os.path.dirname(name) for name in files]
-    return os.path.commonpath([os.path.abspath(name) for name in directories]) if directories else ""
+    directories = {os.path.abspath(name) for name in files if os.path.isdir(name)}
+    for name, found in files.items():
+        if not os.path.isdir(name):
+            directories |= {os.path.dirname(os.path.abspath(file)) for file in found}
+    return os.path.commonpath(directories) if directories else ""
 
 
 def _item(path: Path, name: str) -> Item:

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from lwm.core.files import whole
+from lwm.data.vision import unpack
 from lwm.prepare.items import VISION
 from lwm.prepare.journal import Journal
 
@@ -20,7 +19,7 @@ def _write_jsonl(path: Path, journal: Journal) -> int:
     count = 0
     with whole(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         for record, packed in journal.records():
-            codes = np.frombuffer(packed, "<u2").tolist()
+            codes = unpack(packed).tolist()
             file.write(json.dumps(record | {VISION: codes}, ensure_ascii=False) + "\n")
             count += 1
     return count

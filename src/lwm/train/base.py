@@ -16,7 +16,8 @@ from lwm.core.files import read_json, write_json
 from lwm.core.mesh import MeshShape
 from lwm.train.optimizer import OptimizerConfig
 
-CONFIG = "config.json"
+#: what a run's directory holds, beside metrics: the resolved run, what it goes on from, and what came of it
+CONFIG, CHECKPOINTS, MODEL = "config.json", "checkpoints", "model"
 #: what the `config.json` of every run has, and that of a model or an evaluation has not
 _OF_A_RUN = ("name", "steps", "data")
 
@@ -62,7 +63,12 @@ class BaseRun:
 
     @property
     def checkpoints(self) -> Path:
-        return self.out / "checkpoints"
+        return self.out / CHECKPOINTS
+
+    @property
+    def finished(self) -> Path:
+        """Where the model goes."""
+        return self.out / MODEL
 
     def described(self) -> dict[str, Any]:
         """Every field, resolved, as JSON values."""

@@ -16,9 +16,9 @@ from lwm.core.errors import UserError
 from lwm.data.tokenizer import has_tokenizer, load_tokenizer, tokenizer_file
 from lwm.model.config import ModelConfig, text_only
 from lwm.model.transformer import Transformer, declare
-from lwm.train.base import saved_steps
+from lwm.train.base import CHECKPOINTS, MODEL, saved_steps
 from lwm.train.checkpoint import Checkpoints
-from lwm.train.run import Run, codec_of, features_of, require_beginning
+from lwm.train.run import Run, codec_of, features_of, one_file, require_beginning
 from lwm.weights.codec_store import load_codec
 from lwm.weights.load import EMBEDDED, load_model, locate, read_config
 
@@ -56,10 +56,10 @@ def start_of(init_from: str) -> tuple[ModelConfig, str]:
     Raises:
         UserError: there is no model, nor a finished run.
     """
-    finished = Path(init_from) / "model"
+    finished = Path(init_from) / MODEL
     source = finished if init_from not in EMBEDDED and os.path.isdir(finished) else init_from
     if (directory := locate(source)).is_file():
-        raise UserError(f"{init_from} is one file: make a model directory of it first: lwm convert {init_from} NEW_DIR")
+        raise one_file(init_from)
     return read_config(source), str(directory) if has_tokenizer(directory) else ""
 
 
@@ -77,7 +77,7 @@ class _Earlier:
 
 def _resolved(source: str) -> str | Path:
     """A run's checkpoints, else its finished model; a model's directory or name stays what it is."""
-    checkpoints, model = Path(source) / "checkpoints", Path(source) / "model"
+    checkpoints, model = Path(source) / CHECKPOINTS, Path(source) / MODEL
     if source in EMBEDDED:
         return source
     if has_checkpoints := bool(saved_steps(checkpoints)):
@@ -96,7 +96,7 @@ def _resolved(source: str) -> str | Path:
 
 
 def _is_checkpoints(source: str | Path) -> bool:
-    return isinstance(source, Path) and source.name == "checkpoints"
+    return isinstance(source, Path) and source.name == CHECKPOINTS
 
 
 def _read_earlier(source: str | Path) -> _Earlier:
@@ -105,7 +105,7 @@ def _read_earlier(source: str | Path) -> _Earlier:
             stored = earlier.config()
         if "model" not in stored:
             raise UserError(f"the run in {Path(source).parent} is not of a model of texts: begin from another")
-        vocab, finished = stored["model"]["vocab"], Path(source).with_name("model")
+        vocab, finished = stored["model"]["vocab"], Path(source).with_name(MODEL)
         tokenizer = str(finished) if has_tokenizer(finished) else stored["tokenizer"]
         return _Earlier(vocab["text_size"], vocab["vision_size"] > 0, tokenizer, stored.get("tokenizer_sha256"))
     known, directory = read_config(source).vocab, locate(source)

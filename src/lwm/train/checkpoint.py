@@ -63,7 +63,7 @@ class Checkpoints:
         if self._failed or step == self.latest:
             return
         with self._writing():
-            require_room(self.directory)
+            _require_room_everywhere(self.directory)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -138,14 +138,20 @@ class Checkpoints:
         """What orbax raises where files of a step are missing or cut short is neither short nor of one kind."""
         try:
             yield
-        except (RuntimeError, MemoryError):
-            raise  # the machine's fault, not the files'
+        except (RuntimeError, MemoryError, TypeError, AttributeError):
+            raise  # the machine's fault or the program's, not the files'
         except Exception as error:
+            file = self.directory / str(step)
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise UserError(f"cannot read the checkpoint in {file}: {_cause(error)}") from error
             before = [saved for saved in saved_steps(self.directory) if saved < step]
-            remedy = f"to go on from step {max(before)}" if before else "and start anew, for it is the only one"
+            remedy = (
+                f"delete that directory to go on from step {max(before)}"
+                if before
+                else "it is the only one, so start anew, in another directory"
+            )
             raise UserError(
-                f"the checkpoint in {self.directory / str(step)} cannot be read "
-                f"({type(error).__name__}: {_cause(error)}): delete that directory {remedy}"
+                f"the checkpoint in {file} is damaged ({type(error).__name__}: {_cause(error)}): {remedy}"
             ) from error
 
     def _latest_or_refuse(self) -> int:
@@ -171,8 +177,21 @@ def _cause(error: Exception) -> str:
     """The end of an error's first line; TensorStore tells before it where in its code it was, and the arrays' specs."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, KeyError):  # orbax goes on to list what there is
+        return str(error.args[0]).split(". ", 1)[0]
     first = (str(error).splitlines() or [""])[0]
     return first.split(" [", 1)[0].rsplit(": ", 1)[-1][:200]
+
+
+def _require_room_everywhere(directory: Path) -> None:
+    """As `require_room`, on all processes where it is so on one: the others would wait for it while saving."""
+    refused = ""
+    try:
+        require_room(directory)
+    except UserError as error:
+        refused = str(error)
+    if why := next(filter(None, (told["refused"] for told in gather_json({"refused": refused}))), None):
+        raise UserError(why)
 
 
 def gather_json(values: dict[str, Any]) -> list[dict[str, Any]]:

@@ -45,8 +45,8 @@ def train_codec(run: CodecRun, resume: bool = False) -> TrainResult:
     with jax.set_mesh(mesh):
         require_codec_runnable(run)
         require_directory(run, resume)
-        if (model := run.out / "model").exists() and not model.is_dir():
-            raise UserError(f"cannot write the codec to {model}: it is a file; choose another --out")
+        if run.finished.exists() and not run.finished.is_dir():
+            raise UserError(f"cannot write the codec to {run.finished}: it is a file; choose another --out")
         resolution = run.codec.resolution
         evaluate = _make_evaluation(run, run.held_out.open(resolution), mesh)
         with PictureFeed(run, run.data.open(resolution), mesh) as feed:
@@ -59,7 +59,7 @@ def train_codec(run: CodecRun, resume: bool = False) -> TrainResult:
                 hooks = make_hooks(run, evaluate, sinks, checkpoints)
                 end, stopped_by = take_steps(run, begin, feed, _make_step(run, feed, mesh), hooks, checkpoints)
         if stopped_by is None and jax.process_index() == 0:
-            save_codec(run.out / "model", run.codec, end.state.params, run.save_dtype)
+            save_codec(run.finished, run.codec, end.state.params, run.save_dtype)
     return TrainResult(run.out, end.step, end.metrics, stopped_by)
 
 

@@ -18,8 +18,8 @@ from lwm.train.run import Run
 from lwm.train.step import modality_shares
 from lwm.train.steps import Fed
 
-#: batches that are searched for a target before training is refused
-SEARCHED = 16
+#: tokens, and batches, that are searched for a target before training is refused
+SEARCHED_TOKENS, SEARCHED_BATCHES = 1 << 20, 16
 
 
 class Feed:
@@ -92,7 +92,7 @@ class Feed:
 def require_targets(run: Run, feed: Feed) -> None:
     """Make the first batch ready, and refuse to train where nothing is learned of it and of those after it.
 
-    One batch alone may have no targets: a row may hold a part of a long document that is read and not learned.
+    Many batches may have no targets: their rows may hold a book that is read and not learned.
 
     Raises:
         UserError: no target has weight in the loss; or the records cannot be read or used.
@@ -102,10 +102,12 @@ def require_targets(run: Run, feed: Feed) -> None:
     learned = jax.jit(lambda batch: jnp.dot(target_weight(batch, run.model.vocab), shares))
     if float(learned(feed.make_ready().batch)) > 0:
         return
-    if not any(float(learned(feed.next().batch)) > 0 for _ in range(SEARCHED)):
+    searched = max(SEARCHED_BATCHES, SEARCHED_TOKENS // (run.batch_size * run.seq_len))
+    if not any(float(learned(feed.next().batch)) > 0 for _ in range(searched)):
         raise UserError(
-            f"none of the first {SEARCHED} batches has a target of weight in the loss, so nothing would be learned: in "
-            "data.fields leave a part without brackets, or raise vision_share if only pictures are learned"
+            f"none of the first {searched} batches has a target of weight in the loss, so nothing would be learned: in "
+            "data.fields leave a part without brackets, raise vision_share if only pictures are learned, or seq_len if "
+            "what is learned comes after longer texts"
         )
     feed.set_state(beginning)
     feed.make_ready()

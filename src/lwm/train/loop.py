@@ -33,9 +33,6 @@ from lwm.train.steps import Moment, TrainResult, Values, as_values, make_hooks, 
 from lwm.weights.adapters import save_adapters
 from lwm.weights.store import require_replaceable, save_model
 
-#: where in a run's directory the finished model goes
-MODEL = "model"
-
 
 def train(run: Run, resume: bool = False) -> TrainResult:
     """Train from fresh weights, from `run.init_from`, or (`resume`) from the run's last checkpoint, to the last step.
@@ -53,7 +50,7 @@ def train(run: Run, resume: bool = False) -> TrainResult:
     with jax.set_mesh(mesh):
         require_runnable(run, tokenizer)
         require_directory(run, resume)
-        require_replaceable(run.out / MODEL)
+        require_replaceable(run.finished)
         source = run.data.open(tokenizer, run.model.vocab)
         held_out = None if run.held_out is None else run.held_out.open(tokenizer, run.model.vocab)
         measure = None if held_out is None else make_evaluation(run, held_out, mesh)
@@ -146,7 +143,7 @@ def publish(run: Run, params: Any, base: Transformer | None) -> None:
         if adapters is not None:
             save_adapters(run.out, adapters)
         config, tokenizer = as_tokenized(run), tokenizer_file(run.tokenizer)
-        save_model(run.out / MODEL, config, whole, tokenizer, run.save_dtype, codec_of(run))
+        save_model(run.finished, config, whole, tokenizer, run.save_dtype, codec_of(run))
 
 
 def _on_every_host(params: Any) -> Any:

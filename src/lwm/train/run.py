@@ -19,7 +19,7 @@ from lwm.data.packing import LongDocuments, Weighting
 from lwm.data.tokenizer import Tokenizer, tokenizer_file
 from lwm.model.config import Compute, ModelConfig
 from lwm.model.lora import LoraConfig
-from lwm.train.base import BaseRun
+from lwm.train.base import MODEL, BaseRun
 from lwm.train.code_rows import read_features
 from lwm.weights.codec_store import has_codec, read_codec_config, require_same_codes
 from lwm.weights.load import EMBEDDED, INSTALLED
@@ -134,7 +134,7 @@ def codec_of(run: Run) -> Path | None:
         return EMBEDDED.get(run.codec, Path(run.codec))
     if not run.model.vocab.vision_size or not run.init_from:
         return None
-    beginnings = (EMBEDDED.get(run.init_from, Path(run.init_from)), Path(run.init_from) / "model")
+    beginnings = (EMBEDDED.get(run.init_from, Path(run.init_from)), Path(run.init_from) / MODEL)
     return next((directory for directory in beginnings if has_codec(directory)), None)
 
 
@@ -148,11 +148,15 @@ def require_beginning(run: Run) -> None:
         raise UserError(f"{run.name} starts from a model: name the directory of a run or of a model with --init-from")
     if run.init_from is None or run.init_from in EMBEDDED:
         return
+    if os.path.isdir(run.init_from):
+        return
     if run.init_from in INSTALLED or os.path.isfile(run.init_from):
-        raise UserError(
-            f"{run.init_from} is one file: make a model directory of it first: lwm convert {run.init_from} NEW_DIR"
-        )
-    if not os.path.isdir(run.init_from):
-        raise UserError(
-            f"nothing to start from at {run.init_from}: give a run's or a model's directory, or {', '.join(EMBEDDED)}"
-        )
+        raise one_file(run.init_from)
+    raise UserError(
+        f"nothing to start from at {run.init_from}: give a run's or a model's directory, or {', '.join(EMBEDDED)}"
+    )
+
+
+def one_file(init_from: str) -> UserError:
+    """What to say of a model that is one file, as GGUF's are."""
+    return UserError(f"{init_from} is one file: make a model directory of it first: lwm convert {init_from} NEW_DIR")

@@ -88,8 +88,11 @@ def notes_on(path: Path) -> list[str]:
     Raises:
         UserError: its `config.json` cannot be read.
     """
-    is_own = any((path / name).exists() for name in CODEC_FILES)
-    return assumptions(path) if not is_own and is_diffusers_codec(path) else []
+    return assumptions(path) if not _is_own(path) and is_diffusers_codec(path) else []
+
+
+def _is_own(path: Path) -> bool:
+    return any(os.path.exists(path / name) for name in CODEC_FILES)
 
 
 def _read(path: Path, resolution: int | None) -> tuple[Form, CodecConfig, Any]:
@@ -103,7 +106,7 @@ def _read(path: Path, resolution: int | None) -> tuple[Form, CodecConfig, Any]:
             origin, params = "pickle", from_pickle(arrays, config)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    elif any(os.path.exists(path / name) for name in CODEC_FILES):
+    elif _is_own(path):
         origin, (config, params) = "lwm", read_stored_codec(path)
         if resolution is not None:
             config = replace(config, resolution=resolution)
@@ -133,4 +136,4 @@ def is_codec(path: Path | str) -> bool:
     path = Path(path)
     if path.is_file():
         return first_bytes(path, len(_PICKLE)) == _PICKLE
-    return is_diffusers_codec(path) or ((path / CODEC_FILES[0]).exists() and not (path / "config.json").exists())
+    return is_diffusers_codec(path) or (_is_own(path) and not os.path.exists(path / "config.json"))

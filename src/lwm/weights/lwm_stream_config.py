@@ -5,7 +5,6 @@ file; then the heads are those of LWM's size of the same widths, and the base ha
 out where LWM's own models have that base: it is the longest of theirs.
 """
 
-import json as json_format
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lwm.core.errors import UserError
+from lwm.core.files import read_json
 from lwm.core.vocab import Vocab
 from lwm.model.config import ROPE_THETA, SIZES, ModelConfig
 from lwm.weights.lwm_stream import (
@@ -87,7 +87,7 @@ def config_of_stream(file: Path, *, json: Path | None, theta: float | None, max_
     if theta is not None and not (theta > 0 and math.isfinite(theta)):
         raise UserError(f"--theta {theta} is no rotary base: it should be positive and finite")
     sizes = sizes_in(file)
-    values = _known_by_widths(file, sizes) if json is None else _read_object(json)
+    values = _known_by_widths(file, sizes) if json is None else read_json(json, f"cannot read {json}")
     try:
         if "vocab" in values:
             config = _ours(values, theta, max_context)
@@ -116,16 +116,6 @@ def _known_by_widths(file: Path, sizes: StreamSizes) -> dict[str, Any]:
         f"{file} has a hidden_size of {widths[0]}, an intermediate_size of {widths[1]} and {widths[2]} layers, as none "
         "of LWM's sizes has, so that its number of heads is not known: give its configuration file with --config"
     )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json_format.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"cannot read {path}: it is not a JSON object")
-    return values
 
 
 def _ours(values: dict[str, Any], theta: float | None, max_context: int | None) -> ModelConfig:

@@ -45,7 +45,7 @@ class Released:
 
     @property
     def drawing(self) -> dict[str, Any]:
-        """How LWM's scripts draw with it: the first frame guided, those after it as they come."""
+        """How LWM's scripts draw a picture with it: guided; frames after the first as they come."""
         return {"temperature": 1.0, "top_k": 8_192, "cfg": [5.0, 1.0]}
 
     @property
