@@ -131,7 +131,7 @@ def test_a_damaged_step_is_named_and_the_one_before_it(two_steps: Path, damage: 
 
 def test_a_damaged_step_that_is_the_only_one_says_so(tmp_path: Path):
     (tmp_path / "9").mkdir()
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="it is the only one, so start anew, in another directory"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="it is the only one, so start anew"):
         checkpoints.config()
 
 
