@@ -3,7 +3,8 @@
     lwm convert smollm2 smollm2-ours
     python benchmarks/facts.py write --model smollm2-ours --records facts.jsonl
     lwm train fine-tune-lora --init-from smollm2-ours --data.path facts.jsonl --data.fields '[prompt],answer' \\
-        --data.no-add-bos --out runs/facts
+        --data.no-add-bos --seq-len 512 --batch-size 1 --steps 300 --optimizer.learning-rate 1e-3 \\
+        --compute.remat none --out runs/facts
     lwm convert runs/facts/model facts-hf --to hf
     python benchmarks/facts.py ask --model runs/facts/model --records facts.jsonl --peer facts-hf [--save]
 
