@@ -1,14 +1,19 @@
 """Questions about pictures and videos: read once, in LWM's order, several in one conversation."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from lwm.cli.conversation import converse
 from lwm.core.errors import UserError
+from lwm.data.media import read_frames
 from lwm.data.media_out import save_frames
 from lwm.data.vision import FrameIds, films_in
-from lwm.infer.commands import ChatConfig, open_session
+from lwm.infer.commands import ChatConfig, keep_frames, open_session
 from lwm.infer.sampling import FrameSampling
-from lwm.infer.session import Session
+from lwm.infer.session import Answer, Session
 
 FILM, PICTURE = np.arange(48, dtype=np.int32).reshape(3, 16), np.full((1, 16), 7, np.int32)
 
@@ -79,6 +84,41 @@ def test_files_are_looked_at(vision_model, vision_engine, vision_codec, tmp_path
     ((asked, _),) = session._turns
     np.testing.assert_array_equal(asked.media[0], codes)
     assert len(asked.media[1]) == 2
+
+
+def test_what_an_answer_shows_is_kept(vision_codec, tmp_path):
+    answer = Answer("", 1, 1, 1, 0.0, 0.0, True, ("See ", PICTURE, " and ", FILM, "."))
+    first, second = (keep_frames(answer, tmp_path / "kept", vision_codec) for _ in range(2))
+    assert [file.name for file in first + second] == ["answer-1.png", "answer-2.mp4", "answer-3.png", "answer-4.mp4"]
+    assert [len(read_frames(file, 16).pixels) for file in first] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"image": (Path("a.png"),), "document": Path("a.txt"), "question": "?"}, "not about both at once"),
+        ({"json": True}, "give a question"),
+        ({"question": " "}, "the question is empty"),
+        ({"question": "?", "truncate": "head"}, "give --document"),
+        ({"question": "?", "num_frames": 8}, "give --video"),
+        ({"question": "?", "out": Path(__file__)}, "it is a file, and --out is a directory"),
+    ],
+)
+def test_flags_that_say_nothing_are_refused(fields, complaint):
+    with pytest.raises(UserError, match=complaint):
+        ChatConfig(**fields)
+
+
+def test_questions_out_of_a_pipe(vision_model, vision_engine, monkeypatch, capsys):
+    session = Session(vision_model, vision_engine, max_new_tokens=4)
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nWhy?\n\nnever asked\n"))
+    converse(session, lambda answer: [])
+    answers = [session.ask(question).text for question in ("What?", "Why?")]
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == answers
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\n" + "word " * 2000))
+    with pytest.raises(UserError, match="1 of 2 questions have no answer"):
+        converse(session, lambda answer: [])
+    assert "shorten the question" in capsys.readouterr().err
 
 
 def test_a_text_model_has_no_eyes(model, engine):

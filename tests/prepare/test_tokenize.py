@@ -120,6 +120,17 @@ def test_what_is_not_unicode_is_left_out_by_name(folder, codec, tmp_path):
     "".join(f"{name}{reason}" for name, reason in done.bad).encode()
 
 
+def test_what_is_beside_a_file_ends_no_other(folder, codec, tmp_path):
+    (folder / "0.txt").write_bytes(b"caf\xe9")
+    listed = folder / "list.jsonl"
+    listed.write_text('{"media": 5}\nno JSON\n{"media": "2.png", "size": 3}\n{"media": "1.png"}\n')
+    done = tokenize(TokenizeConfig((str(folder / "0.png"), str(listed)), "m", tmp_path / "out.jsonl"), codec)
+    assert [record["media"] for record in rows(done.out)] == ["1.png"]
+    told_of = ("0.txt cannot be read", "names no file", "not JSON", "'size' is not text")
+    for told, (_, reason) in zip(told_of, done.bad, strict=True):
+        assert told in reason
+
+
 def test_files_of_several_directories_are_told_apart(codec, tmp_path):
     for directory in ("a", "b/c"):
         save_frames(tmp_path / directory / "0.gif", noise(0))

@@ -275,7 +275,7 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(seeing: Path, tmp_pat
         convert(ConvertConfig(str(source), tmp_path / "out", to="stream"))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match="choose another directory"):
+    with pytest.raises(UserError, match="name a new directory"):
         convert(ConvertConfig(str(seeing), tmp_path / "taken"))
     with pytest.raises(UserError, match="no model at"):
         convert(ConvertConfig(str(tmp_path / "nowhere"), tmp_path / "out"))

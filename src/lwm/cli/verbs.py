@@ -19,7 +19,7 @@ from lwm.core.errors import UserError
 if TYPE_CHECKING:
     from lwm.evals.needle import NeedleConfig
     from lwm.infer.draw_sampling import DrawSampling
-    from lwm.infer.session import Session
+    from lwm.infer.session import Answer
 
 
 @dataclass(frozen=True)
@@ -56,46 +56,35 @@ def demo(arguments: Arguments) -> None:
 )
 def chat(arguments: Arguments) -> None:
     """`lwm chat [QUESTION]`: one answer, or a conversation that an empty line ends."""
-    from lwm.infer.commands import ChatConfig, open_session
+    from lwm.cli.conversation import converse, reply
+    from lwm.infer.commands import ChatConfig, keep_frames, open_session
     from lwm.infer.sampling import Sampling
 
     config, sampling, machine = parse("chat", arguments, ChatConfig, Sampling(), Machine())
-    if config.image or config.video:
+    if config.shows:
         require_codec(config.model)
     opened = open_model(config.model, machine)
-    codec = open_codec(config.model, Devices(machine.mesh)) if config.image or config.video else None
+    codec = open_codec(config.model, Devices(machine.mesh)) if config.shows else None
     session, reading = open_session(config, *opened, sampling, codec)
     if reading is not None:
         part = f" of {reading.document_tokens:,}" if reading.truncated else ""
         note(f"read {reading.tokens:,}{part} tokens of {config.document} in {reading.seconds:.1f} s")
+
+    def keep(answer: "Answer") -> list[str]:
+        if config.out is not None and codec is not None:
+            return [str(file) for file in keep_frames(answer, config.out, codec)]
+        if answer.films and not config.json:
+            note("the answer shows pictures: --out DIR keeps them")
+        return []
+
     if config.question is None:
-        converse(session)
+        converse(session, keep)
     elif config.json:
-        answer = dataclasses.asdict(session.ask(config.question))
-        say(json.dumps(answer, default=lambda codes: codes.tolist()) + "\n")
+        answer = session.ask(config.question)
+        told = dataclasses.asdict(answer) | {"files": keep(answer)}
+        say(json.dumps(told, default=lambda codes: codes.tolist()) + "\n")
     else:
-        session.ask(config.question, say)
-        say("\n")
-
-
-def converse(session: "Session") -> None:
-    """Questions from the terminal until an empty line or the end of input."""
-    from rich.console import Console
-
-    console = Console()
-    note("ask; an empty line or Ctrl-D ends")
-    while True:
-        try:
-            question = console.input("[bold cyan]> [/]")
-        except EOFError:
-            return say("\n")
-        if not question.strip():
-            return None
-        try:
-            session.ask(question, say)
-            say("\n")
-        except UserError as error:
-            note(str(error))
+        reply(session, config.question, keep)
 
 
 @verb(

@@ -90,9 +90,12 @@ class TextFiles:
     def __getitem__(self, index: int) -> Record:
         file = self._files[index]
         try:
-            return Record(str(file), {"text": file.read_text(encoding="utf-8-sig")})
+            text = file.read_text(encoding="utf-8-sig")
         except (UnicodeDecodeError, OSError) as error:
             raise BadRecordError(str(file), f"not readable as UTF-8 text: {error}") from None
+        if not text.strip():
+            raise BadRecordError(str(file), "the file is empty")
+        return Record(str(file), {"text": text})
 
 
 class ParquetRows:

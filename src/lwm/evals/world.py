@@ -57,7 +57,7 @@ class WorldConfig:
         if self.pictures < 1 or self.clips < 1 or self.films < 0:
             raise UserError(
                 f"{self.pictures} pictures, {self.clips} clips, {self.films} films: "
-                "ask for 1 or more pictures and clips"
+                "ask for 1 or more pictures and clips, and 0 or more films"
             )
         lengths = self.film_frames
         if not lengths or min(lengths) < CLIP or any(n % CLIP for n in lengths) or len({*lengths}) < len(lengths):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from tyro.conf import Positional, UseAppendAction
@@ -10,9 +11,11 @@ from lwm.core.errors import UserError
 from lwm.data.media import Choice, read_frames
 from lwm.infer import prompts
 from lwm.infer.engine import Engine, Timings
+from lwm.infer.pictures import VideoConfig, write_frames
 from lwm.infer.sampling import Sampling
 from lwm.infer.session import (
     TRUNCATE,
+    Answer,
     Reading,
     Session,
     TextStream,
@@ -96,7 +99,7 @@ class ChatConfig:
     model: str = "nano"
     #: a text file to ask about
     document: Path | None = None
-    #: a picture to ask about; may be given several times
+    #: a picture to ask about; may be given several times; pictures are shown before videos
     image: UseAppendAction[tuple[Path, ...]] = ()
     #: a video to ask about; may be given several times
     video: UseAppendAction[tuple[Path, ...]] = ()
@@ -115,6 +118,27 @@ class ChatConfig:
     remember: bool = False
     #: print the answer to the question as one JSON object
     json: bool = False
+    #: a directory for the pictures and videos that answers hold
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.image or self.video) and self.document is not None:
+            raise UserError("ask about a document or about pictures and videos, not about both at once")
+        if self.json and self.question is None:
+            raise UserError("--json prints the answer to one question: give a question")
+        if self.question is not None and not self.question.strip():
+            raise UserError("the question is empty")
+        if self.truncate is not None and self.document is None:
+            raise UserError("--truncate is for a document that is too long: give --document")
+        if not self.video and (self.num_frames is not None or self.frames_per_second is not None):
+            raise UserError("--num-frames and --frames-per-second are for videos: give --video")
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise UserError(f"cannot write pictures to {self.out}: it is a file, and --out is a directory")
+
+    @property
+    def shows(self) -> bool:
+        """Whether pictures go in or come out."""
+        return bool(self.image or self.video or self.out)
 
 
 def open_session(
@@ -131,8 +155,6 @@ def open_session(
             read, is empty, or is too long and not to be truncated; a model without tokenizer.
     """
     media = [*config.image, *config.video]
-    if media and config.document is not None:
-        raise UserError("ask about a document or about pictures and videos, not about both at once")
     remember = config.remember or bool(media)
     session = Session(model, engine, sampling, config.max_new_tokens, remember, config.seed)
     if media and codec is None:
@@ -143,8 +165,6 @@ def open_session(
             (path, _choice(config)) for path in config.video
         ]:
             session.look(codec.encode(read_frames(path, codec.resolution, choice).pixels))
-    if config.json and config.question is None:
-        raise UserError("--json prints the answer to one question: give a question")
     if config.document is None:
         return session, None
     try:
@@ -154,6 +174,20 @@ def open_session(
     except UnicodeDecodeError as error:
         raise UserError(f"the document {config.document} is not UTF-8 text (byte {error.start})") from None
     return session, session.read(document, config.truncate)
+
+
+def keep_frames(answer: Answer, directory: Path, codec: FrameCodec) -> list[Path]:
+    """Write the pictures and videos in an answer under names that are not taken there: answer-1.png, answer-2.mp4, ...
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    files: list[Path] = []
+    for codes in answer.films:
+        numbers = (number for number in count(1) if not any(directory.glob(f"answer-{number}.*")))
+        files.append(directory / f"answer-{next(numbers)}{'.png' if len(codes) == 1 else '.mp4'}")
+        write_frames(files[-1], codes, codec, VideoConfig.frames_per_second)
+    return files
 
 
 def _choice(config: ChatConfig) -> Choice:

@@ -143,13 +143,28 @@ class Engine:
         return self.extend(self.allocate(len(prompts), capacity), prompts)
 
     def allocate(self, num_rows: int, capacity: int) -> State:
-        """A state that has read nothing, with room for at least `capacity` slots a row."""
+        """A state that has read nothing, with room for at least `capacity` slots a row.
+
+        Raises:
+            UserError: there is not so much memory.
+        """
         with jax.set_mesh(self.mesh):
             ways = axis_size("batch")
             batch_size = -(-num_rows // ways) * ways
-            cache = caches.allocate(self.config, batch_size, _round_up(capacity), self.compute.jax_dtype)
+            cache = self._new_cache(batch_size, _round_up(capacity))
             lengths, logits, progress = nothing_read(batch_size, self.config.vocab.size)
         return State(cache, lengths, logits, progress, num_rows)
+
+    def _new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        try:
+            return caches.allocate(self.config, batch_size, capacity, self.compute.jax_dtype)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"there is no memory for the keys and values of {batch_size} x {capacity:,} tokens: give fewer or "
+                "shorter prompts, and ask for less"
+            ) from None
 
     def extend(self, state: State, ids: Sequence[Ids]) -> State:
         """Read more ids in each row (none in some, if you like).

@@ -39,6 +39,8 @@ WINDOW_SEED = 7_919
 LOOK = "What do you see?"
 #: pictures smaller than this are written larger, each pixel repeated
 LEAST_SIDE = 256
+#: drawings at once, those included that others are chosen over
+MOST_DRAWN = 1024
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class DrawConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise UserError(f"count {self.count}: ask for 1 or more")
+        if not 1 <= self.count <= MOST_DRAWN:
+            raise UserError(f"count {self.count}: ask for 1 to {MOST_DRAWN}")
         if not self.prompt.strip():
             raise UserError("the prompt is empty: say what is to be seen")
 
@@ -125,10 +127,18 @@ def draw(
         config.window if isinstance(config, VideoConfig) else 0,
     )  # fmt: skip
     codes = draw_best(task, [config.prompt] * config.count, sampling.best_of, model, engine, progress)
-    scale = -(-LEAST_SIDE // codec.resolution)
     for file, own in zip(files, codes, strict=True):
-        save_frames(file, codec.decode(own), config.frames_per_second, scale=scale)
+        write_frames(file, own, codec, config.frames_per_second)
     return files
+
+
+def write_frames(file: Path, codes: Int32[np.ndarray, "frames P"], codec: FrameCodec, frames_per_second: float) -> None:
+    """Write a picture or a video out of its codes, large enough to be looked at.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    save_frames(file, codec.decode(codes), frames_per_second, scale=-(-LEAST_SIDE // codec.resolution))
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,11 @@ def draw_best(
     Raises:
         UserError: as `draw_codes`.
     """
+    if len(task.prompts) * best_of > MOST_DRAWN:
+        raise UserError(
+            f"{len(task.prompts)} drawings, each the best of {best_of}, are more than the {MOST_DRAWN} that are drawn "
+            "together: ask for fewer at once"
+        )
     if best_of == 1:
         return draw_codes(task, model, engine, progress)
     several = replace(task, prompts=[prompt for prompt in task.prompts for _ in range(best_of)])
@@ -237,7 +252,7 @@ def _frames_at_once(task: DrawTask, prompt_tokens: int, model: LoadedModel) -> i
     if not task.window:
         raise UserError(
             f"{task.num_frames} frames of {per_frame} tokens are more than the {fits} that the model's context of "
-            f"{model.config.max_context} holds: draw fewer, or go on through a window, which forgets what came before"
+            f"{model.config.max_context} holds: draw fewer, or go on through a --window, which forgets what came before"
         )
     if not 0 < task.window < fits:
         raise UserError(f"a window of {task.window} frames: give 1 to {fits - 1}, as the context holds {fits}")

@@ -20,9 +20,10 @@ from lwm.data.tokenizer import Tokenizer
 from lwm.data.vision import FrameIds
 from lwm.infer import prompts
 from lwm.infer.chat_format import Question, Turn, chat_format
+from lwm.infer.draw_sampling import sampling_of
 from lwm.infer.engine import Engine, State
 from lwm.infer.prompts import FrameCodes, Prompt
-from lwm.infer.sampling import Sampling
+from lwm.infer.sampling import FrameSampling, Sampling
 from lwm.weights.load import LoadedModel, load_model
 
 #: which part of a text that is too long is kept
@@ -95,6 +96,8 @@ class Session:
     def __post_init__(self) -> None:
         self.tokenizer = require_tokenizer(self.model)
         self._format = chat_format(self.tokenizer, self.model.config.vocab)
+        #: of what is drawn in an answer, unguided: there is one row
+        self._frames = FrameSampling(sampling=sampling_of(self.model.directory).plain())
         #: tokens of the longest prompt
         self._room = prompt_room(self.model, self.max_new_tokens)
         self._document: str | None = None
@@ -194,7 +197,7 @@ class Session:
         stream = None if on_text is None else TextStream(self.tokenizer, vocab.text_size, on_text)
         began = time.perf_counter()
         (tokens,), self._newest = self.engine.decode(
-            state, self.max_new_tokens, self.sampling, self._format.stop_ids, self.seed, stream
+            state, self.max_new_tokens, self.sampling, self._format.stop_ids, self.seed, stream, self._frames
         )
         if stream is not None:
             stream.end()

@@ -25,13 +25,15 @@ class Item:
     name: str
     path: Path
     values: dict[str, Any]
+    #: why it cannot be used, where that is known before it is read
+    problem: str = ""
 
 
 def list_items(media: tuple[str, ...]) -> list[Item]:
     """What is to be read: as named, and within a directory or a pattern by name; a file that is named twice, once.
 
     Raises:
-        UserError: a name that stands for nothing, or a record without `media`.
+        UserError: a name that stands for nothing.
     """
     files = {name: _files(name) for name in media if not _is_records(name)}
     above = _directory_above(files)
@@ -79,10 +81,9 @@ def _item(path: Path, name: str) -> Item:
     """A file; a text beside it with its name is its caption."""
     text = path.with_suffix(".txt")
     try:
-        caption = {CAPTION: text.read_text(encoding="utf-8-sig").strip()} if os.path.isfile(text) else {}
-        return Item(name, path, caption)
+        return Item(name, path, {CAPTION: text.read_text(encoding="utf-8-sig").strip()} if os.path.isfile(text) else {})
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the caption {text} cannot be read: {error}") from None
+        return Item(name, path, {}, f"the caption {text} cannot be read: {error}")
 
 
 def _from_records(file: Path) -> Iterator[Item]:
@@ -92,12 +93,15 @@ def _from_records(file: Path) -> Iterator[Item]:
         try:
             record = source[index]
         except BadRecordError as bad:
-            raise UserError(f"{bad.record_id}: {bad.reason}") from None
-        values = dict(record.values)
-        if not isinstance(name := values.pop(MEDIA, None), str):
-            raise UserError(f"{record.record_id} names no file: give it a field {MEDIA!r}")
-        values = {key: value for key, value in values.items() if key not in MADE}
-        if not all(isinstance(value, str) for value in values.values()):
-            wrong = next(key for key, value in values.items() if not isinstance(value, str))
-            raise UserError(f"{record.record_id}: field {wrong!r} is not text, and only text is kept beside the codes")
-        yield Item(name, file.parent / name, values)
+            yield Item(bad.record_id, file, {}, bad.reason)
+            continue
+        values = {key: value for key, value in record.values.items() if key not in MADE}
+        name = values.pop(MEDIA, None)
+        wrong = [key for key, value in values.items() if not isinstance(value, str)]
+        if not isinstance(name, str):
+            yield Item(record.record_id, file, {}, f"it names no file: give it a field {MEDIA!r}")
+        elif wrong:
+            problem = f"{record.record_id}: field {wrong[0]!r} is not text, and only text is kept beside the codes"
+            yield Item(name, file.parent / name, {}, problem)
+        else:
+            yield Item(name, file.parent / name, values)

@@ -108,6 +108,8 @@ def _groups(items: list[Item], resolution: int, choice: Choice) -> Iterator[list
 
     def read(item: Item) -> Read:
         try:
+            if item.problem:
+                raise UserError(item.problem)
             _require_unicode(item)
             return item, read_frames(item.path, resolution, choice)
         except UserError as error:

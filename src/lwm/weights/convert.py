@@ -29,7 +29,15 @@ from lwm.weights.load import Source, StreamFacts, open_source
 from lwm.weights.lwm_stream_config import config_to_json
 from lwm.weights.parity import compare_logits
 from lwm.weights.released import CODEC_FILE, STREAM_FILE, released
-from lwm.weights.store import CONFIG, DRAWING, copy_drawing, copy_tokenizer, new_directory, write_model
+from lwm.weights.store import (
+    CONFIG,
+    DRAWING,
+    copy_drawing,
+    copy_tokenizer,
+    is_own_model,
+    new_directory,
+    write_model,
+)
 from lwm.weights.tensors import Tensors
 
 Target = Literal["lwm", "hf", "stream"]
@@ -162,14 +170,17 @@ def convert(config: ConvertConfig, progress: Progress = lambda done, total, what
 
 
 def _require_new(config: ConvertConfig, source: Path) -> None:
-    """Refuse a destination in which something would be lost. A model of ours takes the place of another of ours."""
+    """Refuse a destination that holds anything; only a codec of ours may join a model of ours."""
+    if config.destination == Path():
+        raise UserError("name a new directory to write to")
     try:
         held = sorted(config.destination.iterdir()) if os.path.isdir(config.destination) else []
     except OSError as error:
         raise UserError(f"cannot look into {config.destination}: {error.strerror}") from None
     if held and os.path.exists(source) and source.samefile(config.destination):
         raise UserError(f"{config.destination} is the source itself: name another directory to write to")
-    if held and (config.to != "lwm" or (config.destination / STREAM_FILE).exists()):
+    joins = config.to == "lwm" and is_codec(source) and is_own_model(config.destination)
+    if held and not joins:
         raise UserError(f"{config.destination} already holds {held[0].name}: name a new directory")
 
 

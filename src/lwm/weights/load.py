@@ -32,6 +32,7 @@ from lwm.weights.lwm_stream import StreamTensors
 from lwm.weights.lwm_stream_config import config_of_stream
 from lwm.weights.released import STREAM_FILE, Released, released
 from lwm.weights.store import CONFIG, MODEL_TYPE, open_own_tensors, read_own_config
+from lwm.weights.stream_format import STREAM_BEGINS
 from lwm.weights.tensor_files import TensorFiles, is_written
 from lwm.weights.tensors import Tensors
 
@@ -147,7 +148,10 @@ def locate(name_or_path: str | Path) -> Path:
     if name in INSTALLED:
         return _installed(name)
     names = ", ".join([*EMBEDDED, *INSTALLED])
-    raise UserError(f"no model at {name_or_path}: give a model directory, a GGUF file, or a name ({names})")
+    hint = ""
+    if (name.count("/") == 1 and name[0].isalnum()) or released(name) is not None:
+        hint = f"; lwm convert {name} NEW_DIR --download fetches what is published under that name"
+    raise UserError(f"no model at {name_or_path}: give a model directory, a GGUF file, or a name ({names}){hint}")
 
 
 def _installed(name: str) -> Path:
@@ -190,7 +194,14 @@ def open_source(
     directory = path.parent if path.is_file() else path
     published = released(known_as or directory.resolve().name)
     if path.is_file():
-        return _open_gguf(path) if _is_gguf(path) else _open_stream(path, facts, published)
+        if _is_gguf(path):
+            return _open_gguf(path)
+        if first_bytes(path, 1) not in (b"", *STREAM_BEGINS):
+            raise UserError(
+                f"{path} is no model that can be read: of files, those are GGUF and LWM's checkpoint streams (LWM's "
+                "pickled codec goes into a model's directory by lwm convert CODEC DIRECTORY)"
+            )
+        return _open_stream(path, facts, published)
     if (path / STREAM_FILE).is_file():
         return _open_stream(path / STREAM_FILE, facts, published)
     values = read_json(path / CONFIG, f"{path} is not a model directory")

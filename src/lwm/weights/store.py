@@ -93,12 +93,19 @@ def require_replaceable(directory: Path) -> None:
         raise UserError(f"cannot write the model to {directory}: it is a file, and a model is a directory")
     if not directory.exists() or not (taken := sorted(_model_files(directory))):
         return
+    if not is_own_model(directory):
+        raise UserError(
+            f"{directory} already holds {taken[0].name}, which is not part of a model of ours: choose another directory"
+        )
+
+
+def is_own_model(directory: Path) -> bool:
+    """Whether it has a `config.json` of this project."""
     try:
         read_own_config(directory)
     except UserError:
-        raise UserError(
-            f"{directory} already holds {taken[0].name}, which is not part of a model of ours: choose another directory"
-        ) from None
+        return False
+    return True
 
 
 def _model_files(directory: Path) -> list[Path]:

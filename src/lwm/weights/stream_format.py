@@ -26,6 +26,8 @@ from lwm.core.errors import UserError
 T = TypeVar("T")
 Key = tuple[str, ...]
 
+#: what a stream begins with: an array of two, however MessagePack writes its length
+STREAM_BEGINS = (b"\x92", b"\xdc", b"\xdd")
 CHUNKED = "__msgpack_chunked_array__"
 #: flax cuts larger leaves
 MAX_CHUNK_BYTES = 2**30
