@@ -87,6 +87,23 @@ def test_what_cannot_be_drawn_is_refused(vision_model, vision_engine, vision_cod
     assert not list(tmp_path.iterdir())
 
 
+def test_frames_are_seen_as_they_are_drawn(tmp_path, vision_model, vision_engine, vision_codec):
+    asked = VideoConfig("a cat", tmp_path / "cat.gif", count=2, num_frames=16, window=4, frames_out=tmp_path / "seen")
+    seen: list[list[str]] = []
+
+    def look(done: int, total: int) -> None:
+        seen.append(sorted(path.name for path in (tmp_path / "seen").iterdir()))
+
+    files = draw(asked, vision_model, vision_engine, vision_codec, WARM, look)
+    assert len(seen[0]) < len(seen[-1])
+    assert seen[-1] == [f"cat-{drawing}-{number:04d}.png" for drawing in (1, 2) for number in range(1, 17)]
+    for drawing, file in enumerate(files, 1):
+        each = [read_frames(tmp_path / "seen" / f"cat-{drawing}-{n:04d}.png", 16).pixels[0] for n in range(1, 17)]
+        assert np.abs(read_frames(file, 16).pixels.astype(int) - np.stack(each)).mean() < 8
+    with pytest.raises(UserError, match="give --best-of 1"):
+        draw(asked, vision_model, vision_engine, vision_codec, replace(WARM, best_of=2))
+
+
 def test_what_cannot_be_written_is_found_before_anything_is_drawn(tmp_path, vision_model, vision_engine, vision_codec):
     def drawn(done: int, total: int) -> None:
         raise AssertionError("it draws")

@@ -33,6 +33,8 @@ from lwm.weights.load import LoadedModel
 
 #: called with how many frames of all are finished, and how many there will be; looking at a drawing counts as one
 Progress = Callable[[int, int], None]
+#: called with how many frames of each drawing came before, and with those that each has finished since
+OnFrames = Callable[[int, Sequence[Int32[np.ndarray, "frames P"]]], None]
 #: what each frame before a window adds to its seed, so that no two windows draw alike
 WINDOW_SEED = 7_919
 #: how a model is asked what it drew
@@ -83,6 +85,8 @@ class VideoConfig(DrawConfig):
     frames_per_second: float = 4.0
     #: frames that are read again when the context is full, to draw on beyond it; 0: a longer video is refused
     window: int = 0
+    #: a directory that gets each frame as a picture as soon as it is drawn
+    frames_out: Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,13 +124,17 @@ def draw(
     files = files_to_write(config)
     require_same_codes(model.config.vocab, codec.config)
     sampling = sampling_of(model.directory) if sampling is None else sampling
-    is_video = isinstance(config, VideoConfig)
-    asked = prompts.draw_video(config.prompt) if is_video else prompts.draw_image(config.prompt)
+    window, on_frames = 0, None
+    asked = prompts.draw_image(config.prompt)
+    if isinstance(config, VideoConfig):
+        asked, window = prompts.draw_video(config.prompt), config.window
+        if config.frames_out is not None:
+            on_frames = _frame_writer(config.frames_out, files, codec)
     task = DrawTask(
-        [asked] * config.count, config.num_frames, sampling.plain(), sampling.cfg, config.seed,
-        config.window if isinstance(config, VideoConfig) else 0,
+        [asked] * config.count, config.num_frames, sampling.plain(), sampling.cfg, config.seed, window
     )  # fmt: skip
-    codes = draw_best(task, [config.prompt] * config.count, sampling.best_of, model, engine, progress)
+    words = [config.prompt] * config.count
+    codes = draw_best(task, words, sampling.best_of, model, engine, progress, on_frames)
     for file, own in zip(files, codes, strict=True):
         write_frames(file, own, codec, config.frames_per_second)
     return files
@@ -139,6 +147,19 @@ def write_frames(file: Path, codes: Int32[np.ndarray, "frames P"], codec: FrameC
         UserError: it cannot be written.
     """
     save_frames(file, codec.decode(codes), frames_per_second, scale=-(-LEAST_SIDE // codec.resolution))
+
+
+def _frame_writer(directory: Path, files: Sequence[Path], codec: FrameCodec) -> OnFrames:
+    """Writes the frames of `cat.mp4` as cat-0001.png, cat-0002.png, ... below a directory."""
+
+    def write(before: int, new: Sequence[Int32[np.ndarray, "frames P"]]) -> None:
+        for file, codes in zip(files, new, strict=True):
+            for number, one in enumerate(codes, before + 1):
+                write_frames(directory / f"{file.stem}-{number:04d}.png", one[None], codec, 1.0)
+
+    for file in files:
+        require_writable(directory / f"{file.stem}-0001.png", 1)
+    return write
 
 
 @dataclass(frozen=True)
@@ -154,7 +175,11 @@ class DrawTask:
 
 
 def draw_codes(
-    task: DrawTask, model: LoadedModel, engine: Engine, progress: Progress | None = None
+    task: DrawTask,
+    model: LoadedModel,
+    engine: Engine,
+    progress: Progress | None = None,
+    on_frames: OnFrames | None = None,
 ) -> list[Int32[np.ndarray, "frames P"]]:
     """The codes of each prompt's frames, all prompts drawn together.
 
@@ -175,9 +200,11 @@ def draw_codes(
         given = [_framed(codes[len(codes) - shown :], vocab) for codes in done]
         guidance = task.guidance[min(len(done[0]), len(task.guidance) - 1) :]
 
-        def report(new_frames: int, before: int = len(done[0])) -> None:
+        def report(start: int, new: Sequence[np.ndarray], before: int = len(done[0])) -> None:
+            if on_frames is not None:
+                on_frames(before + start, new)
             if progress is not None:
-                progress((before * len(asked)) + new_frames, task.num_frames * len(asked))
+                progress((before + start + len(new[0])) * len(asked), task.num_frames * len(asked))
 
         rows = [ids + frames for ids, frames in zip(asked, given, strict=True)]
         if any(guide != 1 for guide in guidance):
@@ -196,12 +223,13 @@ def draw_best(
     model: LoadedModel,
     engine: Engine,
     progress: Progress | None = None,
+    on_frames: OnFrames | None = None,
 ) -> list[Int32[np.ndarray, "frames P"]]:
     """For each prompt the best of so many drawings: the one that the model, when it looks at it, finds best told by
     the `words` that it was asked for with. (Ramesh et al. 2021 let another model choose; this one reads, too.)
 
     Raises:
-        UserError: as `draw_codes`.
+        UserError: as `draw_codes`; too many at once, or frames that are to be seen before the best is known.
     """
     if len(task.prompts) * best_of > MOST_DRAWN:
         raise UserError(
@@ -209,7 +237,12 @@ def draw_best(
             "together: ask for fewer at once"
         )
     if best_of == 1:
-        return draw_codes(task, model, engine, progress)
+        return draw_codes(task, model, engine, progress, on_frames)
+    if on_frames is not None:
+        raise UserError(
+            f"frames are to be seen as they are drawn, and of {best_of} drawings the best is known at the end: give "
+            "--best-of 1"
+        )
     several = replace(task, prompts=[prompt for prompt in task.prompts for _ in range(best_of)])
     looks = len(several.prompts)
 
@@ -275,20 +308,28 @@ def _framed(codes: Int32[np.ndarray, "frames P"], vocab: Vocab) -> list[int]:
 
 
 def _draw_frames(
-    engine: Engine, rows: list[list[int]], count: int, task: DrawTask, report: Callable[[int], None]
+    engine: Engine, rows: list[list[int]], count: int, task: DrawTask, report: OnFrames
 ) -> list[Int32[np.ndarray, "frames P"]]:
     """`count` more frames of each row, or of each pair of rows where there is guidance."""
     vocab, each = engine.config.vocab, len(rows) // len(task.prompts)
-    most = count * (vocab.tokens_per_frame + 1)
+    per_frame = vocab.tokens_per_frame + 1
+    most = count * per_frame
     guidance = task.guidance if each == 2 else ()
-    drawn = [0]
+    drawn: list[list[int]] = [[] for _ in task.prompts]
+    told = 0
+
+    def frames_of(ids: list[int]) -> Int32[np.ndarray, "frames P"]:
+        return np.array(ids, np.int32).reshape(-1, per_frame)[:, :-1] - np.int32(vocab.text_size)
 
     def on_tokens(new: list[list[int]]) -> None:
-        drawn[0] += len(new[0])
-        report(drawn[0] // (vocab.tokens_per_frame + 1) * len(task.prompts))
+        nonlocal told
+        for own, more in zip(drawn, new[::each], strict=True):
+            own.extend(more)
+        if (finished := len(drawn[0]) // per_frame) > told:
+            report(told, [frames_of(own[told * per_frame : finished * per_frame]) for own in drawn])
+            told = finished
 
     state = engine.start(rows, engine.slots(max(map(len, rows))) + most)
     frames = FrameSampling(count=count, sampling=task.sampling, guidance=guidance)
-    tokens, _ = engine.decode(state, most, task.sampling, seed=task.seed, on_tokens=on_tokens, frames=frames)
-    marked = (np.array(row, np.int32).reshape(count, -1) for row in tokens[::each])
-    return [row[:, :-1] - np.int32(vocab.text_size) for row in marked]
+    engine.decode(state, most, task.sampling, seed=task.seed, on_tokens=on_tokens, frames=frames)
+    return [frames_of(own) for own in drawn]
