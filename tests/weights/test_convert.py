@@ -22,6 +22,7 @@ from lwm.core.params import init_sharded, shapes_by_name
 from lwm.core.vocab import Vocab
 from lwm.infer.draw_sampling import sampling_of
 from lwm.model.config import Compute, ModelConfig
+from lwm.model.rope import LinearScaling
 from lwm.model.transformer import declare, head_weights, hidden_states, logits
 from lwm.vqgan.codec import declare as declare_codec
 from lwm.vqgan.config import VQGANConfig
@@ -267,11 +268,19 @@ def test_a_codec_that_is_not_the_models(seeing: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_written_is_said_and_leaves_nothing(seeing: Path, tmp_path: Path) -> None:
+def test_a_stream_of_shared_heads_says_the_same(tmp_path: Path) -> None:
     grouped = dataclasses.replace(SEEING, num_kv_heads=1)
     params = init_sharded(declare(grouped), jax.random.key(0), jnp.dtype("float32"), mesh())
     source = save_model(tmp_path / "grouped", grouped, params, None)
-    with pytest.raises(UserError, match="num_kv_heads 1 is not num_heads 2"):
+    done = convert(ConvertConfig(str(source), tmp_path / "out", to="stream", dtype="float32", verify=True))
+    assert done.difference is not None and done.difference[0] < 1e-5 < done.difference[1]
+
+
+def test_what_cannot_be_written_is_said_and_leaves_nothing(seeing: Path, tmp_path: Path) -> None:
+    scaled = dataclasses.replace(SEEING, rope_scaling=LinearScaling(2.0))
+    params = init_sharded(declare(scaled), jax.random.key(0), jnp.dtype("float32"), mesh())
+    source = save_model(tmp_path / "scaled", scaled, params, None)
+    with pytest.raises(UserError, match="LWM's code has no place for this model: rope_scaling is"):
         convert(ConvertConfig(str(source), tmp_path / "out", to="stream"))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.json").write_text('{"model_type": "llama"}')

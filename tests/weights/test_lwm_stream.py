@@ -17,7 +17,7 @@ from lwm.core.vocab import Vocab
 from lwm.model.config import ModelConfig
 from lwm.model.transformer import declare
 from lwm.weights import stream_writer
-from lwm.weights.lwm_stream import StreamTensors, write_stream
+from lwm.weights.lwm_stream import StreamTensors, names_there, write_stream
 from lwm.weights.stream_format import scan
 from lwm.weights.stream_writer import leaf_frame
 from lwm.weights.tensors import InMemory, pieces, whole
@@ -168,19 +168,23 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         write_stream(file / "deeper", TEXT, InMemory(ours(False)))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_kv_heads": 1}, "num_kv_heads 1 is not num_heads 3"),
-        ({"head_width": 4}, "num_heads 3 times head_width 4 is not hidden_size 6"),
-    ],
-)
-def test_models_that_lwm_cannot_hold(tmp_path, changes, message):
-    config = replace(TEXT, **changes)
+def test_models_that_lwm_cannot_hold(tmp_path):
+    config, message = replace(TEXT, head_width=4), "num_heads 3 times head_width 4 is not hidden_size 6"
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes_by_name(declare(config)).items()}
     with pytest.raises(UserError, match=f"LWM's code has no place for this model: {message}"):
         write_stream(tmp_path / "stream", config, InMemory(tensors))
     assert not list(tmp_path.iterdir())
+
+
+def test_heads_that_are_shared_are_repeated(tmp_path):
+    grouped, alone = replace(TEXT, num_kv_heads=1), ours(False)
+    shared = alone | {name: alone[name][:, :, :1] for name in ("layers.key", "layers.value")}
+    read = StreamTensors(write_stream(tmp_path / "stream", grouped, InMemory(shared), "float32"), TEXT)
+    for name, array in shared.items():
+        wanted = np.repeat(array, 3, axis=2) if name in ("layers.key", "layers.value") else array
+        assert_same(read.read(name, whole(wanted.shape)), wanted)
+    assert names_there(grouped)["layers.key"][1] == "heads repeated 3 times, joined"
+    assert names_there(grouped)["layers.query"][1] == "heads joined"
 
 
 def test_what_is_not_written(tmp_path):

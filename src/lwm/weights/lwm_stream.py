@@ -23,6 +23,8 @@ from lwm.weights.tensors import STACKED, Tensors, TensorSpec, pieces
 
 LAYERS: Key = ("transformer", "h")
 SCANNED: Key = (*LAYERS, "scan_decoder")
+#: whose heads several query heads may share
+SHARED = ("key", "value")
 #: in the order in which LWM writes them
 LAYER_NAMES: dict[str, Key] = {
     "key": ("attention", "wk"),
@@ -215,7 +217,8 @@ def write_stream(
 ) -> Path:
     """Write a file of parameters that LWM's own code loads, layers stacked; return its path. It appears whole.
 
-    One layer's tensor, or one table, is held at a time. A tied head is written out as a copy: LWM wants one.
+    One layer's tensor, or one table, is held at a time. LWM wants a head, so a tied one is written out as a copy, and a
+    key and a value head for each query head, so shared ones are repeated.
 
     Raises:
         UserError: a model that LWM's code cannot hold, tensors that are not those of `config`, a leaf that is too large
@@ -226,7 +229,7 @@ def write_stream(
         raise UserError(f"a checkpoint stream is not written as {dtype}: choose one of {', '.join(WRITTEN)}")
     shapes = {name: spec.shape for name, spec in tensors.specs.items()}
     require_same_shapes("the model", shapes, "its configuration", shapes_by_name(declare(config)))
-    number, stored = DTYPES[dtype], _stored_shapes(replace(config, tie_word_embeddings=False), scanned=True)
+    number, stored = DTYPES[dtype], _stored_shapes(_as_lwm_has_it(config), scanned=True)
     for key, shape in stored.items():  # what does not fit is refused before anything is written
         leaf_frame(key, shape, number)
     file = Path(file)
@@ -243,21 +246,26 @@ def write_stream(
 def names_there(config: ModelConfig) -> dict[str, tuple[str, str]]:
     """What `write_stream` calls each of our tensors, and what it does to it."""
     has_heads = {name for name, shape in shapes_by_name(declare(config)).items() if len(shape) == 4}
-    names = {
-        STACKED + name: (slashed(layer_key(SCANNED, name)), "heads joined" if STACKED + name in has_heads else "")
-        for name in LAYER_NAMES
-    }
+    times, names = config.num_heads // config.num_kv_heads, {}
+    for name in LAYER_NAMES:
+        change = "heads joined" if STACKED + name in has_heads else ""
+        if name in SHARED and times > 1:
+            change = f"heads repeated {times} times, joined"
+        names[STACKED + name] = slashed(layer_key(SCANNED, name)), change
     for table, (text, vision, _) in TABLES.items():
         split = (f"{slashed(text)} and {slashed(vision)}", "split into text and vision")
         names[table] = split if config.vocab.vision_size else (slashed(text), "")
     return names | {"final_norm": (slashed(FINAL_NORM), "")}
 
 
+def _as_lwm_has_it(config: ModelConfig) -> ModelConfig:
+    return replace(config, tie_word_embeddings=False, num_kv_heads=config.num_heads)
+
+
 def _require_held_by_lwm(config: ModelConfig) -> None:
-    D, H, K, h = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_width
+    D, H, h = config.hidden_size, config.num_heads, config.head_width
     scaling = config.rope_scaling
     problems = {
-        f"num_kv_heads {K} is not num_heads {H}": K != H,
         f"num_heads {H} times head_width {h} is not hidden_size {D}": H * h != D,
         f"rope_scaling is {scaling}": scaling is not None,
     }
@@ -283,8 +291,12 @@ def _parts(config: ModelConfig, tensors: Tensors) -> Iterator[tuple[Key, Iterato
     yield TEXT_EMBEDDING, embedding(text)
     if sees:
         yield VISION_EMBEDDING, embedding(vision)
+    times = config.num_heads // config.num_kv_heads
     for name in LAYER_NAMES:
-        yield layer_key(SCANNED, name), pieces(tensors, STACKED + name)
+        layers = pieces(tensors, STACKED + name)
+        if name in SHARED and times > 1:
+            layers = (np.repeat(layer, times, axis=2) for layer in layers)
+        yield layer_key(SCANNED, name), layers
     yield FINAL_NORM, pieces(tensors, "final_norm")
     if sees:
         yield VISION_HEAD, head(vision)
