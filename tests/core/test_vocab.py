@@ -23,7 +23,7 @@ from lwm.core.vocab import Vocab
         ({"num_codes": 8}, "vision_size 0 has no room for 8 codes"),
         (
             {"text_size": 2**31 - 1, "vision_size": 10, "num_codes": 8, "tokens_per_frame": 4},
-            "a vocabulary of 2147483651 ids is too large",
+            "a vocabulary of 2147483657 ids is too large",
         ),
         ({"bos_id": -1}, "bos_id of a vocabulary is -1, which is none of its ids of text: give one from 0 to 9"),
         ({"vision_size": 10, "num_codes": 8, "tokens_per_frame": 4, "eos_id": 10}, "eos_id of a vocabulary is 10"),

@@ -56,6 +56,30 @@ def test_every_mesh_gives_the_same_loss_and_gradients(
     )
 
 
+def test_a_vocabulary_that_the_mesh_does_not_divide_stays_whole(
+    batch: Batch, config: ModelConfig, compute: Compute
+) -> None:
+    """65 ids over two ways of tp."""
+    odd = dataclasses.replace(config, vocab=dataclasses.replace(config.vocab, text_size=49))
+    params = parameters.init(declare(odd), jax.random.key(0), jnp.float32)
+
+    def loss(params: Transformer, batch: Batch) -> jax.Array:
+        return loss_sums(params, batch, odd, compute).weighted_nll.sum() / jnp.float32(100)
+
+    expected, expected_gradient = jax.jit(jax.value_and_grad(loss))(params, doubled(batch))
+    mesh = make("1,2,2,2")
+    odd_on_mesh = place(params, odd, mesh)
+    assert odd_on_mesh.embedding.sharding.spec[0] is None and odd_on_mesh.layers.up.sharding.spec[2] == "tp"
+    with jax.set_mesh(mesh):
+        odd.require_fits()
+        placed = jax.device_put(doubled(batch).permute(order("zigzag", 64, 2)), sharding(mesh, "batch", "tokens"))
+        value, gradient = jax.jit(jax.value_and_grad(loss))(odd_on_mesh, placed)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), gradient, expected_gradient
+    )
+
+
 @pytest.mark.parametrize("remat", ["attention", "full"])
 def test_recomputing_changes_nothing(
     params: Transformer, batch: Batch, config: ModelConfig, compute: Compute, remat: str

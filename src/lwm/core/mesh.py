@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lwm.core.errors import UserError
 
@@ -33,6 +33,8 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "vocab": ("tp",),
     "layers": (),
 }
+#: that stay whole where the mesh does not divide them: a vocabulary has as many ids as its tokenizer made
+MAY_STAY_WHOLE = ("vocab",)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,22 @@ def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
 def axis_size(logical: str) -> int:
     """How many ways the mesh in force (`jax.set_mesh`) splits a logical axis; 1 outside any mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[logical])
+    return 1 if mesh.empty else ways(mesh, logical)
+
+
+def ways(mesh: Mesh | AbstractMesh, logical: str) -> int:
+    """How many ways a mesh splits a logical axis."""
+    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[logical])
+
+
+def divisible(
+    shape: tuple[int, ...], logical: tuple[str | None, ...], mesh: Mesh | AbstractMesh
+) -> tuple[str | None, ...]:
+    """The logical names, without those that stay whole on this mesh."""
+    return tuple(
+        None if name in MAY_STAY_WHOLE and size % ways(mesh, name) else name
+        for size, name in zip(shape, logical, strict=True)
+    )
 
 
 def constrain(array: jax.Array, *logical: str | None) -> jax.Array:
@@ -145,8 +162,9 @@ def constrain(array: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def splittable(shape: tuple[int, ...], logical: tuple[str | None, ...]) -> tuple[str | None, ...]:
-    """The logical names, without those of axes of length 1."""
-    return tuple(None if size == 1 else name for size, name in zip(shape, logical, strict=True))
+    """The logical names, without those of axes of length 1 and those that stay whole on the mesh in force."""
+    names = divisible(shape, logical, jax.sharding.get_abstract_mesh())
+    return tuple(None if size == 1 else name for size, name in zip(shape, names, strict=True))
 
 
 def require_divisible(what: str, size: int, logical: str) -> None:

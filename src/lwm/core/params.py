@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from lwm.core.errors import UserError
 from lwm.core.low_rank import Adapted, merge
-from lwm.core.mesh import LOGICAL_AXES, constrain, sharding
+from lwm.core.mesh import LOGICAL_AXES, constrain, divisible, sharding, ways
 
 Tree = TypeVar("Tree")
 Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
@@ -59,7 +59,7 @@ def abstract(declaration: Tree, dtype: DTypeLike, mesh: Mesh | None = None) -> T
     """Shapes, dtypes and (with a mesh) shardings, with no memory behind them."""
 
     def leaf(parameter: Parameter) -> jax.ShapeDtypeStruct:
-        placed = None if mesh is None else sharding(mesh, *parameter.axes)
+        placed = None if mesh is None else sharding(mesh, *divisible(parameter.shape, parameter.axes, mesh))
         return jax.ShapeDtypeStruct(parameter.shape, dtype, sharding=placed)
 
     return jax.tree.map(leaf, declaration, is_leaf=_is_declared)
@@ -73,14 +73,12 @@ def shardings(declaration: Tree, mesh: Mesh) -> Tree:
     """
 
     def leaf(path: tuple, parameter: Parameter) -> NamedSharding:
-        for size, name in zip(parameter.shape, parameter.axes, strict=True):
-            axes = LOGICAL_AXES[name] if name else ()
-            ways = math.prod(mesh.shape[axis] for axis in axes)
-            if size % ways:
-                over = " x ".join(axes)
-                where = tensor_name(path)
-                raise UserError(f"{where}: its {name} axis of {size} is not divisible by {ways}, the mesh's {over}")
-        return sharding(mesh, *parameter.axes)
+        split = divisible(parameter.shape, parameter.axes, mesh)
+        for size, name in zip(parameter.shape, split, strict=True):
+            if name and size % (parts := ways(mesh, name)):
+                over, where = " x ".join(LOGICAL_AXES[name]), tensor_name(path)
+                raise UserError(f"{where}: its {name} axis of {size} is not divisible by {parts}, the mesh's {over}")
+        return sharding(mesh, *split)
 
     return jax.tree.map_with_path(leaf, declaration, is_leaf=_is_declared)
 

@@ -78,7 +78,6 @@ class ModelConfig:
         require_divisible("num_heads", self.num_heads, "heads")
         require_divisible("num_kv_heads", self.num_kv_heads, "kv_heads")
         require_divisible("intermediate_size", self.intermediate_size, "ffn")
-        require_divisible("vocabulary size", self.vocab.size, "vocab")
         require_divisible("hidden_size", self.hidden_size, "embed")
 
 
