@@ -90,7 +90,7 @@ def chat(arguments: Arguments) -> None:
 @verb(
     "generate text",
     "Continue a text.",
-    'lwm generate text "The library reference says" --max-new-tokens 40 --temperature 0.8',
+    'lwm generate text "Oslo: 4071. Lima: 9352. Oslo:" --max-new-tokens 4',
 )
 def generate_text(arguments: Arguments) -> None:
     """`lwm generate text PROMPT`: the continuation on standard output, as it comes."""
