@@ -92,7 +92,7 @@ def test_frames_are_seen_as_they_are_drawn(tmp_path, vision_model, vision_engine
     seen: list[list[str]] = []
 
     def look(done: int, total: int) -> None:
-        seen.append(sorted(path.name for path in (tmp_path / "seen").iterdir()))
+        seen.append(sorted(path.name for path in (tmp_path / "seen").glob("*")))
 
     files = draw(asked, vision_model, vision_engine, vision_codec, WARM, look)
     assert len(seen[0]) < len(seen[-1])

@@ -113,7 +113,41 @@ def cut_an_array_short(step: Path) -> None:
     os.truncate(largest, largest.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("damage", [make_empty, lose_the_optimizer, cut_an_array_short])
+def lose_what_the_parameters_are(step: Path) -> None:
+    (step / "params" / "_METADATA").unlink()
+
+
+def write_nothing_of_the_parameters(step: Path) -> None:
+    (step / "params" / "_METADATA").write_text("[]")
+
+
+def go_round_in_circles(step: Path) -> None:
+    file = step / "params" / "manifest.ocdbt"
+    file.unlink()
+    file.symlink_to(file)
+
+
+def test_files_that_cannot_be_reached_are_not_called_damaged(two_steps: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_steps, directory)
+    go_round_in_circles(directory / "2")
+    with (
+        Checkpoints(directory) as checkpoints,
+        pytest.raises(UserError, match=r"^cannot read the .*/2: "),
+    ):
+        checkpoints.restore(small_state(0))
+
+
+DAMAGES = [
+    make_empty,
+    lose_the_optimizer,
+    cut_an_array_short,
+    lose_what_the_parameters_are,
+    write_nothing_of_the_parameters,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_step_is_named_and_the_one_before_it(two_steps: Path, damage: Callable[[Path], None], tmp_path: Path):
     directory = tmp_path / "checkpoints"
     shutil.copytree(two_steps, directory)

@@ -18,6 +18,8 @@ def reply(session: "Session", question: str, keep: Keep) -> None:
     """One answer, as it comes, and the files of what it shows."""
     answer = session.ask(question, say)
     say("\n")
+    if not answer.finished:
+        note(f"the answer is cut off after {answer.answer_tokens} tokens: --max-new-tokens allows more")
     for file in keep(answer):
         show(file)
 
@@ -26,8 +28,10 @@ def converse(session: "Session", keep: Keep) -> None:
     """A question a line until an empty one or the end of input; one that is refused is told of, and the next comes.
 
     Raises:
-        UserError: out of a pipe, where nobody could ask again, a question was refused.
+        UserError: out of a pipe, where nobody could ask again, a question was refused; there is no input at all.
     """
+    if sys.stdin is None:
+        raise UserError("there is nothing to read questions from: give one")
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         _edit_lines()
@@ -39,10 +43,8 @@ def converse(session: "Session", keep: Keep) -> None:
 
 def _typed() -> str:
     """Empty at an empty line or the end."""
-    from rich.console import Console
-
     try:
-        return Console().input("[bold cyan]> [/]").strip()
+        return input("> ").strip()
     except EOFError:
         say("\n")
         return ""

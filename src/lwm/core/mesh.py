@@ -5,7 +5,7 @@ carry it. The four mesh axes:
 
     dp    copies of the model, batch split between them
     fsdp  batch split, parameters split
-    tp    heads, ffn width and vocabulary split
+    tp    heads, ffn width and, where it divides, the vocabulary split
     sp    the sequence split (ring or all-to-all attention), parameters split as well
 """
 
@@ -173,7 +173,7 @@ def require_divisible(what: str, size: int, logical: str) -> None:
     Raises:
         UserError: names the quantity, its size, the mesh axes and their sizes.
     """
-    ways = axis_size(logical)
-    if size % ways:
+    parts = axis_size(logical)
+    if size % parts:
         axes = " x ".join(f"{axis}" for axis in LOGICAL_AXES[logical])
-        raise UserError(f"{what} {size} is not divisible by {ways}, the mesh's {axes}: change one of them")
+        raise UserError(f"{what} {size} is not divisible by {parts}, the mesh's {axes}: change one of them")

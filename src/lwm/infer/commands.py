@@ -9,6 +9,7 @@ from tyro.conf import Positional, UseAppendAction
 
 from lwm.core.errors import UserError
 from lwm.data.media import Choice, read_frames
+from lwm.data.media_out import require_writable
 from lwm.infer import prompts
 from lwm.infer.engine import Engine, Timings
 from lwm.infer.pictures import VideoConfig, write_frames
@@ -132,8 +133,8 @@ class ChatConfig:
             raise UserError("--truncate is for a document that is too long: give --document")
         if not self.video and (self.num_frames is not None or self.frames_per_second is not None):
             raise UserError("--num-frames and --frames-per-second are for videos: give --video")
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise UserError(f"cannot write pictures to {self.out}: it is a file, and --out is a directory")
+        if self.out is not None:
+            require_writable(self.out / "answer-1.png", 1)
 
     @property
     def shows(self) -> bool:

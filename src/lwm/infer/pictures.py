@@ -42,7 +42,7 @@ LOOK = "What do you see?"
 #: pictures smaller than this are written larger, each pixel repeated
 LEAST_SIDE = 256
 #: drawings at once, those included that others are chosen over
-MOST_DRAWN = 1024
+MOST_DRAWN = 2048
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,7 @@ def draw(
         asked, window = prompts.draw_video(config.prompt), config.window
         if config.frames_out is not None:
             on_frames = _frame_writer(config.frames_out, files, codec)
-    task = DrawTask(
-        [asked] * config.count, config.num_frames, sampling.plain(), sampling.cfg, config.seed, window
-    )  # fmt: skip
+    task = DrawTask([asked] * config.count, config.num_frames, sampling.plain(), sampling.cfg, config.seed, window)
     words = [config.prompt] * config.count
     codes = draw_best(task, words, sampling.best_of, model, engine, progress, on_frames)
     for file, own in zip(files, codes, strict=True):
@@ -330,6 +328,7 @@ def _draw_frames(
             told = finished
 
     state = engine.start(rows, engine.slots(max(map(len, rows))) + most)
+    report(0, [frames_of([]) for _ in drawn])  # a first frame may take long
     frames = FrameSampling(count=count, sampling=task.sampling, guidance=guidance)
     engine.decode(state, most, task.sampling, seed=task.seed, on_tokens=on_tokens, frames=frames)
     return [frames_of(own) for own in drawn]

@@ -82,7 +82,8 @@ class Session:
     it. An answer never depends on what the session happens to have read already.
 
     Raises:
-        UserError: the model has no tokenizer, a chat template that cannot be read, or no room for such long answers.
+        UserError: the model has no tokenizer, a chat template or a `drawing.json` that cannot be read, or no room for
+            such long answers.
     """
 
     model: LoadedModel
@@ -97,7 +98,8 @@ class Session:
         self.tokenizer = require_tokenizer(self.model)
         self._format = chat_format(self.tokenizer, self.model.config.vocab)
         #: of what is drawn in an answer, unguided: there is one row
-        self._frames = FrameSampling(sampling=sampling_of(self.model.directory).plain())
+        draws = self.model.config.vocab.vision_size > 0
+        self._frames = FrameSampling(sampling=sampling_of(self.model.directory).plain() if draws else None)
         #: tokens of the longest prompt
         self._room = prompt_room(self.model, self.max_new_tokens)
         self._document: str | None = None

@@ -68,7 +68,12 @@ class ChatTemplate:
         known = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
         self._environment.num_steps = 0
         try:
-            return self._template.render(messages=said, **known, **self._special_tokens)
+            parts: list[str] = []
+            length = 0
+            for part in self._template.generate(messages=said, **known, **self._special_tokens):
+                _require_short(length := length + len(part), MOST_JOINED)
+                parts.append(part)
+            return "".join(parts)
         except TemplateError as error:
             raise UserError(f"the chat template in {self._origin} refuses what is said: {error.message}") from None
         except Exception as error:  # a program: it may divide by zero

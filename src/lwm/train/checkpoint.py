@@ -1,7 +1,9 @@
 """Checkpoints: parameters, optimizer, loader state and resolved config of a step, saved while training goes on."""
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,11 +140,11 @@ class Checkpoints:
         """What orbax raises where files of a step are missing or cut short is neither short nor of one kind."""
         try:
             yield
-        except (RuntimeError, MemoryError, TypeError, AttributeError):
-            raise  # the machine's fault or the program's, not the files'
+        except (RuntimeError, MemoryError):
+            raise  # the machine's fault, not the files'
         except Exception as error:
             file = self.directory / str(step)
-            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            if _is_of_the_system(error):
                 raise UserError(f"cannot read the checkpoint in {file}: {_cause(error)}") from error
             before = [saved for saved in saved_steps(self.directory) if saved < step]
             remedy = (
@@ -171,6 +173,15 @@ class Checkpoints:
 
     def _require_shapes(self, step: int, target: Any) -> None:
         require_same_shapes(str(self.directory / str(step)), self.shapes(), "this run", shapes_by_name(target))
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """Whether files could not be reached, whatever is in them. TensorStore says so in words alone."""
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    codes = (errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+    words = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", *map(os.strerror, codes))
+    return any(word in str(error) for word in words)
 
 
 def _cause(error: Exception) -> str:

@@ -144,8 +144,8 @@ def convert(config: ConvertConfig, progress: Progress = lambda done, total, what
     """
     if not config.download and released(config.source) is not None and not os.path.exists(config.source):
         raise UserError(f"there is no {config.source} here: name the directory that holds it, or add --download")
+    _require_new(config, Path(config.source))
     path = Path(fetch(config.source) if config.download else config.source)
-    _require_new(config, path)
     if is_codec(path):
         return _convert_codec(config, path)
     facts = StreamFacts(config.config, config.theta, config.max_context)
@@ -170,11 +170,12 @@ def convert(config: ConvertConfig, progress: Progress = lambda done, total, what
 
 
 def _require_new(config: ConvertConfig, source: Path) -> None:
-    """Refuse a destination that holds anything; only a codec of ours may join a model of ours."""
+    """Refuse a destination that holds anything; only a codec may join a model of ours."""
     if config.destination == Path():
         raise UserError("name a new directory to write to")
     try:
         held = sorted(config.destination.iterdir()) if os.path.isdir(config.destination) else []
+        held = [path for path in held if path.name != ".DS_Store"]  # of a directory that macOS has shown
     except OSError as error:
         raise UserError(f"cannot look into {config.destination}: {error.strerror}") from None
     if held and os.path.exists(source) and source.samefile(config.destination):

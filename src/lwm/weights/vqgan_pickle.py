@@ -200,7 +200,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     except _RefusedError as error:
         raise UserError(f"{file} is refused: it holds {error}") from None
     except Exception as error:  # what a broken program makes of the pickle machine has no common type
-        raise UserError(f"{file} is not a readable pickle: {str(error) or 'it ends in the middle'}") from None
+        raise UserError(f"{file} is not a readable pickle: {str(error) or type(error).__name__}") from None
     if not arrays:
         raise UserError(f"{file} holds no arrays")
     return arrays
