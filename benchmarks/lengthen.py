@@ -1,15 +1,17 @@
 """How far a short fine-tuning carries a real model beyond the context it was trained for.
 
-    lwm convert smollm2 smollm2-ours
-    python benchmarks/lengthen.py write --model smollm2-ours --records needles.jsonl --haystack held_out.txt
-    lwm train fine-tune-lora --init-from smollm2-ours --model.rope-theta 5e5 --model.max-context 32768 \\
+    lwm convert smollm2 published
+    python benchmarks/lengthen.py write --model published --records needles.jsonl --haystack held_out.txt
+    lwm train fine-tune-lora --init-from published --model.rope-theta 5e5 --model.max-context 32768 \\
         --data.path needles.jsonl --data.fields '[prompt],answer' --data.no-add-bos --data.span 32768 --seq-len 2048 \\
         --batch-size 1 --steps 40 --optimizer.learning-rate 5e-4 --compute.remat none --out runs/longer
-    lwm eval needle --model runs/longer/model --haystack held_out.txt --context-lengths 16k --out needles/longer
+    lwm eval needle --model published --haystack held_out.txt --context-lengths 1k,2k,4k,8k,12k --depths 5 --rounds 1 \\
+        --out needles/published
     python benchmarks/lengthen.py table needles/* --save
 
-Rows of 2,048 tokens whose positions skip teach distances up to 32,768. The needles of the records lie in other texts
-than those of the test, and are worded by the model's own chat template.
+The same is asked of `raised`, a copy of `published` whose config.json says a rope_theta of 500000.0, and of
+`runs/longer/model`. Rows of 2,048 tokens whose positions skip teach distances up to 32,768. The needles of the records
+lie in other texts than those of the test, and are worded by the model's own chat template.
 """
 
 import json
@@ -82,7 +84,7 @@ def table(options: Table) -> None:
         for row in json.loads((directory / "results.json").read_text(encoding="utf-8")):
             rows.setdefault(row["context_length"], []).append(bool(row["correct"]))
     lengths = sorted({length for rows in found.values() for length in rows})
-    lines = [f"Numbers found, of those hidden in text that nobody was trained on, {HARDWARE}.", ""]
+    lines = [f"Numbers found, of those hidden in text that no fine-tuning showed, {HARDWARE}.", ""]
     lines.append("| | " + " | ".join(f"{length:,}" for length in lengths) + " |")
     lines.append("|---" * (len(lengths) + 1) + "|")
     for name, rows in found.items():
