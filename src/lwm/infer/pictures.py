@@ -105,7 +105,13 @@ def files_to_write(config: ImageConfig | VideoConfig) -> list[Path]:
         files = [config.out.with_stem(f"{config.out.stem}-{number}") for number in range(1, config.count + 1)]
     for file in files:
         require_writable(file, config.num_frames, config.frames_per_second)
+        if isinstance(config, VideoConfig) and config.frames_out is not None:
+            require_writable(_frame_file(config.frames_out, file, 1), 1)
     return files
+
+
+def _frame_file(directory: Path, file: Path, number: int) -> Path:
+    return directory / f"{file.stem}-{number:04d}.png"
 
 
 def draw(
@@ -153,10 +159,8 @@ def _frame_writer(directory: Path, files: Sequence[Path], codec: FrameCodec) -> 
     def write(before: int, new: Sequence[Int32[np.ndarray, "frames P"]]) -> None:
         for file, codes in zip(files, new, strict=True):
             for number, one in enumerate(codes, before + 1):
-                write_frames(directory / f"{file.stem}-{number:04d}.png", one[None], codec, 1.0)
+                write_frames(_frame_file(directory, file, number), one[None], codec, 1.0)
 
-    for file in files:
-        require_writable(directory / f"{file.stem}-0001.png", 1)
     return write
 
 
