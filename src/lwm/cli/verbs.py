@@ -52,7 +52,7 @@ def demo(arguments: Arguments) -> None:
 @verb(
     "chat",
     "Ask questions, about a document or about nothing; without a question, a conversation.",
-    'lwm chat --document manual.txt "Which port does the server listen on?"',
+    'lwm chat --document notes.txt "What is the door code of Henry?"',
 )
 def chat(arguments: Arguments) -> None:
     """`lwm chat [QUESTION]`: one answer, or a conversation that an empty line ends."""
